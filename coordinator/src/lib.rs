@@ -1,0 +1,8 @@
+//! The coordinator: owns slot, snapshot, plan and replay stream of each migration, and leases
+//! tasks to workers.
+//!
+//! Reading order: `migration` (the workflow), `source`, `plan`, `lease`, `replay`, `verify`,
+//! `server` (the gRPC edge), `store` and `target` (what is kept where).
+
+pub mod migration;
+pub mod target;

@@ -1,0 +1,3 @@
+//! The workflow of one migration.
+
+pub mod phase;
