@@ -1,3 +1,4 @@
 //! The workflow of one migration.
 
+pub mod context;
 pub mod phase;

@@ -1,0 +1,65 @@
+//! What every step of a migration needs: both servers, the epoch, the spec, a directory.
+
+use pg::{Conninfo, Result, Session, SessionName, Settings};
+use proto::v1::MigrationSpec;
+use std::path::PathBuf;
+
+/// One migration under one epoch. Cheap to clone; holds secrets in memory only.
+#[derive(Clone, Debug)]
+pub struct Context {
+    pub name: String,
+    pub spec: MigrationSpec,
+    pub source: Conninfo,
+    pub target: Conninfo,
+    /// Term of this coordinator, issued by the target.
+    pub epoch: u64,
+    /// Source's server encoding: `client_encoding` of every session on both ends.
+    pub client_encoding: String,
+    /// `server_version_num` of the source, for example 150018.
+    pub source_version: u32,
+    pub target_version: u32,
+    /// This migration's directory: schema archive, spool.
+    pub dir: PathBuf,
+}
+
+impl Context {
+    /// `skein/NAME/EPOCH/ROLE/ID`.
+    pub fn session_name(&self, role: &str, id: impl std::fmt::Display) -> SessionName {
+        SessionName::new(&self.name, self.epoch, role, id)
+    }
+
+    /// A read-only session on the source.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or refuses us.
+    pub async fn source_session(&self, role: &str, id: impl std::fmt::Display) -> Result<Session> {
+        let settings =
+            Settings::read(self.session_name(role, id)).encoding(self.client_encoding.as_str());
+        Session::connect(&self.source, &settings).await
+    }
+
+    /// A writing session on the target. Writes go through [`crate::target::fenced`].
+    ///
+    /// # Errors
+    /// As [`Context::source_session`].
+    pub async fn target_session(&self, role: &str, id: impl std::fmt::Display) -> Result<Session> {
+        let settings =
+            Settings::write(self.session_name(role, id)).encoding(self.client_encoding.as_str());
+        Session::connect(&self.target, &settings).await
+    }
+
+    /// Name of the replication slot on the source; also the prefix of the publications.
+    pub fn slot_name(&self) -> String {
+        format!("skein_{}", self.name)
+    }
+
+    /// Publication of tables with every action.
+    pub fn full_publication(&self) -> String {
+        format!("skein_{}_full", self.name)
+    }
+
+    /// Publication of tables with INSERT and TRUNCATE alone.
+    pub fn append_publication(&self) -> String {
+        format!("skein_{}_append", self.name)
+    }
+}
