@@ -4,5 +4,6 @@
 //! Reading order: `migration` (the workflow), `source`, `plan`, `lease`, `replay`, `verify`,
 //! `server` (the gRPC edge), `store` and `target` (what is kept where).
 
+pub mod filter;
 pub mod migration;
 pub mod target;

@@ -33,7 +33,11 @@ pub enum Phase {
     /// Set when lag is under the limit. Waits for a cutover.
     Ready,
     /// Set by a cutover request; a lifted fence leads back to `Ready`.
-    CuttingOver { attempt: u32, fence: bool, timeout_s: u32 },
+    CuttingOver {
+        attempt: u32,
+        fence: bool,
+        timeout_s: u32,
+    },
     /// Set when the target was opened. The stream is read on for late writes until cleanup.
     Done {
         #[serde(with = "lsn")]
