@@ -1,1 +1,6 @@
-//! loadtest
+//! What the tests, the demonstration and the benchmarks stand on: real servers, real processes,
+//! checkable work, and a comparison that owes nothing to Skein's own.
+//!
+//! Reading order: `cluster` (servers and processes), `workload`, `check`.
+
+pub mod cluster;

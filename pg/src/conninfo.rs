@@ -101,8 +101,7 @@ impl Conninfo {
         if !hosts.is_empty() {
             env.push(("PGHOST", hosts.join(",")));
         }
-        let ports: Vec<String> =
-            self.config.get_ports().iter().map(ToString::to_string).collect();
+        let ports: Vec<String> = self.config.get_ports().iter().map(ToString::to_string).collect();
         if !ports.is_empty() {
             env.push(("PGPORT", ports.join(",")));
         }

@@ -4,7 +4,9 @@ use crate::sql::{Fragment, quote_ident};
 use std::fmt;
 
 /// Schema and name of a table, unquoted. Prints quoted, as SQL takes it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct TableName {
     pub schema: String,
     pub name: String,

@@ -112,7 +112,9 @@ impl Settings {
             self.statement_timeout.as_millis().try_into().unwrap_or(i64::MAX),
         );
         if server_version >= 140_000 {
-            pins.push(" set idle_session_timeout = 0; set client_connection_check_interval = 2000;");
+            pins.push(
+                " set idle_session_timeout = 0; set client_connection_check_interval = 2000;",
+            );
         }
         if server_version >= 170_000 {
             pins.push(" set transaction_timeout = 0;");
