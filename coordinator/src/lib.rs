@@ -6,4 +6,6 @@
 
 pub mod filter;
 pub mod migration;
+pub mod secret;
+pub mod store;
 pub mod target;
