@@ -5,7 +5,10 @@
 //! `server` (the gRPC edge), `store` and `target` (what is kept where).
 
 pub mod filter;
+pub mod lease;
 pub mod migration;
+pub mod plan;
 pub mod secret;
+pub mod source;
 pub mod store;
 pub mod target;

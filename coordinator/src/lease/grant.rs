@@ -1,0 +1,208 @@
+//! The next task for a worker, with a fencing token of the target.
+
+use super::{Error, Lease, Leases};
+use crate::{
+    plan::{Leaf, Task, Work},
+    source::holder::like_escaped,
+    target,
+};
+use pg::{Session, sql};
+use proto::v1;
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// How long an ended session may take to be gone: a killed COPY was gone in 0.1 s, a cut peer's
+/// in up to 10.6 s.
+const GONE_WITHIN: Duration = Duration::from_secs(20);
+
+impl Leases {
+    /// Grants the next ready task to `worker`, or nothing.
+    ///
+    /// # Errors
+    /// When the target cannot be reached, or fences us. The task is ready again then.
+    pub async fn grant(&self, worker: &str) -> Result<Option<v1::Task>, Error> {
+        let Some((task, leaf, snapshots)) = self.reserve() else { return Ok(None) };
+        let task_id = task.task_id;
+        match self.issue(&task, worker).await {
+            Ok(Some(token)) => {
+                let now = Instant::now();
+                let lease = Lease {
+                    token,
+                    worker: worker.to_owned(),
+                    granted_at: now,
+                    renewed_at: now,
+                    bytes: 0,
+                    revoked: false,
+                };
+                self.state().held.insert(task_id, lease);
+                Ok(Some(self.wire(&task, leaf.as_deref(), snapshots, token)))
+            }
+            // Finished before: a completion whose report was lost.
+            Ok(None) => {
+                self.finish(task_id, None);
+                Ok(None)
+            }
+            Err(error) => {
+                self.state().queue.returned(task_id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the next ready task out of the queue, so that no other call grants it.
+    fn reserve(&self) -> Option<(Task, Option<Arc<Leaf>>, Vec<String>)> {
+        let mut state = self.state();
+        if !state.open {
+            return None;
+        }
+        let now = Instant::now();
+        let held_back: Vec<u64> = state
+            .waiting
+            .iter()
+            .filter(|(_, (not_before, _))| *not_before > now)
+            .map(|(task_id, _)| *task_id)
+            .chain(state.stopped.iter().copied())
+            .collect();
+        // Held back ones are taken for granted while we choose.
+        for task_id in &held_back {
+            state.queue.granted(*task_id);
+        }
+        let next = state.queue.next();
+        for task_id in &held_back {
+            if !state.held.contains_key(task_id) {
+                state.queue.returned(*task_id);
+            }
+        }
+        let task = state.queue.get(next?)?.clone();
+        if matches!(task.work, Work::Copy(_)) && state.snapshots.is_empty() {
+            return None;
+        }
+        state.queue.granted(task.task_id);
+        let leaf = state.leaves.get(&task.relid).cloned();
+        Some((task, leaf, state.snapshots.clone()))
+    }
+
+    /// A new token for the task. None: it is finished.
+    async fn issue(&self, task: &Task, worker: &str) -> Result<Option<u64>, Error> {
+        let task_id = task.task_id;
+        let refused = |source| Error::Target { task_id, source };
+        let mut slot = self.session().await?;
+        let session = slot.as_mut().ok_or(Error::Fenced)?;
+        end_stale_sessions(session, &self.context.name, task_id).await?;
+        session.batch(&sql!("begin")).await.map_err(refused)?;
+        let issued = async {
+            let fence = session.query_opt(&target::fence(self.context.epoch), &[]).await?;
+            if fence.is_none() {
+                return Ok(None);
+            }
+            let row = session
+                .query_opt(
+                    &sql!(
+                        "update skein.task set token = nextval('skein.token'), worker = $2
+ where task_id = $1 and finished_at is null returning token"
+                    ),
+                    &[&i64::try_from(task_id).unwrap_or(i64::MAX), &worker],
+                )
+                .await?;
+            session.batch(&sql!("commit")).await?;
+            Ok(Some(row.map(|row| u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))))
+        }
+        .await;
+        match issued {
+            Ok(Some(token)) => Ok(token),
+            Ok(None) => {
+                session.batch(&sql!("rollback")).await.map_err(refused)?;
+                Err(Error::Fenced)
+            }
+            Err(source) => {
+                *slot = None;
+                Err(refused(source))
+            }
+        }
+    }
+
+    fn wire(
+        &self,
+        task: &Task,
+        leaf: Option<&Leaf>,
+        snapshots: Vec<String>,
+        token: u64,
+    ) -> v1::Task {
+        let work = match (&task.work, leaf) {
+            (Work::Copy(chunk), Some(leaf)) => v1::task::Work::Copy(v1::CopyWork {
+                source_table: Some(wire_name(&leaf.source)),
+                target_table: Some(wire_name(&leaf.target)),
+                source_oid: leaf.relid,
+                filenode: leaf.filenode,
+                columns: leaf.columns.clone(),
+                binary: leaf.binary,
+                first_block: chunk.first_block,
+                end_block: chunk.end_block,
+                snapshots,
+                condition: leaf.condition.clone().unwrap_or_default(),
+                estimated_bytes: chunk.bytes,
+                target_root: leaf.through_root.then(|| wire_name(&leaf.target)),
+            }),
+            (Work::Build { object, statements } | Work::Refresh { object, statements }, _) => {
+                v1::task::Work::Build(v1::BuildWork {
+                    object: object.clone(),
+                    statements: statements.clone(),
+                })
+            }
+            (Work::Copy(_), None) => v1::task::Work::Build(v1::BuildWork::default()),
+        };
+        v1::Task {
+            migration: self.context.name.clone(),
+            task_id: task.task_id,
+            fencing_token: token,
+            epoch: self.context.epoch,
+            snapshot_epoch: task.snapshot_epoch,
+            source: Some(v1::Endpoint {
+                conninfo: self.context.source.expose().to_owned(),
+                server_version: self.context.source_version,
+            }),
+            target: Some(v1::Endpoint {
+                conninfo: self.context.target.expose().to_owned(),
+                server_version: self.context.target_version,
+            }),
+            client_encoding: self.context.client_encoding.clone(),
+            work: Some(work),
+        }
+    }
+}
+
+/// A table's name on the wire.
+pub fn wire_name(table: &pg::TableName) -> v1::TableName {
+    v1::TableName { schema: table.schema.clone(), name: table.name.clone() }
+}
+
+/// Ends target sessions that work on `task_id` under an older token, and waits until they are
+/// gone: a stale one may hold locks that block its successor.
+async fn end_stale_sessions(
+    session: &Session,
+    migration: &str,
+    task_id: u64,
+) -> Result<(), Error> {
+    let refused = |source| Error::Target { task_id, source };
+    let name = format!("skein/{}/%/%/{task_id}.%", like_escaped(migration));
+    let started = Instant::now();
+    loop {
+        let ended = session
+            .query(
+                &sql!(
+                    "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity
+ where application_name like $1 and datname = current_database() and pid <> pg_backend_pid()"
+                ),
+                &[&name],
+            )
+            .await
+            .map_err(refused)?;
+        if ended.is_empty() {
+            return Ok(());
+        }
+        if started.elapsed() > GONE_WITHIN {
+            return Err(Error::StaleSession { task_id, seconds: GONE_WITHIN.as_secs() });
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
