@@ -6,6 +6,7 @@
 
 pub mod conninfo;
 pub mod error;
+pub mod pgoutput;
 pub mod relation;
 pub mod session;
 pub mod sql;
