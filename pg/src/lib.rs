@@ -11,6 +11,8 @@ pub mod relation;
 pub mod session;
 pub mod sql;
 pub mod sqlstate;
+mod stream;
+pub mod walsender;
 
 pub use conninfo::Conninfo;
 pub use error::{Error, Result};
@@ -18,3 +20,4 @@ pub use postgres_types::PgLsn;
 pub use relation::TableName;
 pub use session::{Session, SessionName, Settings};
 pub use sql::Sql;
+pub use walsender::Walsender;
