@@ -3,6 +3,7 @@
 //! Promise: what is started here is stopped when its handle is dropped, and dies with the process
 //! that started it, kill -9 included; nothing is left in the temporary directory.
 
+pub mod collector;
 pub mod port;
 pub mod postgres;
 pub mod program;

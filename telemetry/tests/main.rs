@@ -1,0 +1,4 @@
+//! A collector inside the test: what is sent arrives, under one trace.
+
+#[cfg(test)]
+mod collected;
