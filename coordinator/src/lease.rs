@@ -58,7 +58,11 @@ impl Classify for Error {
         match self {
             Self::Fenced => ErrorClass::Fenced,
             Self::Target { source, .. } | Self::Plan(source) => {
-                if source.is_transient() { ErrorClass::Transient } else { ErrorClass::Definite }
+                if source.is_transient() {
+                    ErrorClass::Transient
+                } else {
+                    ErrorClass::Definite
+                }
             }
             Self::Unreadable { .. } => ErrorClass::Bug,
             Self::StaleSession { .. } => ErrorClass::Transient,

@@ -22,7 +22,7 @@ pub enum Error {
     Conninfo(#[from] crate::conninfo::ParseError),
     /// `server` is host:port/database, without secrets.
     #[error("could not connect to {server}: {reason}")]
-    Connect { server: String, reason: String, class: Class, source: Option<Box<Error>> },
+    Connect { server: String, reason: Box<crate::connect::Failure>, class: Class },
     #[error("{}", .0.text())]
     Server(Box<ServerError>),
     #[error("connection lost: {0}")]
@@ -86,7 +86,15 @@ impl Error {
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Server(error) => Some(&error.sqlstate),
-            Self::Connect { source: Some(source), .. } => source.sqlstate(),
+            Self::Connect { reason, .. } => reason.sqlstate(),
+            _ => None,
+        }
+    }
+
+    /// Why a connection could not be made, for a person: reason and hint.
+    pub fn failure(&self) -> Option<&crate::connect::Failure> {
+        match self {
+            Self::Connect { reason, .. } => Some(reason),
             _ => None,
         }
     }

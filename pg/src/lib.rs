@@ -4,6 +4,7 @@
 //! parts are quoted; every session pins what changes the text of a value
 //! (`session.rs`); error texts hold no row values (`error.rs`).
 
+pub mod connect;
 pub mod conninfo;
 pub mod error;
 pub mod pgoutput;
@@ -11,7 +12,8 @@ pub mod relation;
 pub mod session;
 pub mod sql;
 pub mod sqlstate;
-mod stream;
+pub mod stream;
+mod tls;
 pub mod walsender;
 
 pub use conninfo::Conninfo;

@@ -7,14 +7,19 @@
 //! dead peer for more than about ten seconds, carries the name `skein/MIGRATION/EPOCH/ROLE/ID`,
 //! and is closed when it is dropped.
 
-use crate::{Conninfo, Error, Result, Sql, error::Class, sql, sql::Literal};
+use crate::{
+    Conninfo, Error, Result, Sql,
+    connect::Failure,
+    conninfo::{ChannelBinding, Host, TargetSession},
+    sql,
+    sql::Literal,
+    stream::{Negotiated, Stream, connect_with, is_wanted, open_stream},
+};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use std::{fmt, ops::Deref, sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
-use tokio_postgres::{
-    Client, CopyInSink, CopyOutStream, NoTls, Row, SimpleQueryMessage, types::ToSql,
-};
+use tokio_postgres::{Client, CopyInSink, CopyOutStream, Row, SimpleQueryMessage, types::ToSql};
 
 /// `application_name` of a session: `skein/MIGRATION/EPOCH/ROLE/ID`, at most 63 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,6 +141,7 @@ pub struct Session {
     server_version: u32,
     backend_pid: i32,
     server: String,
+    conninfo: Conninfo,
 }
 
 impl fmt::Debug for Session {
@@ -150,45 +156,39 @@ impl Drop for Session {
     }
 }
 
-/// How long a server may take to let us in.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-
 impl Session {
     /// Connects and pins the session.
     ///
     /// # Errors
     /// [`Error::Connect`], with the server's name and the reason.
     pub async fn connect(conninfo: &Conninfo, settings: &Settings) -> Result<Self> {
-        let server = conninfo.to_string();
-        let attempt = tokio::time::timeout(CONNECT_TIMEOUT, Self::open(conninfo, settings)).await;
-        match attempt {
-            Ok(Ok(session)) => Ok(session),
-            Ok(Err(error)) => Err(Error::Connect {
-                server,
-                reason: error.to_string(),
-                class: error.class(),
-                source: Some(Box::new(error)),
-            }),
-            Err(_) => Err(Error::Connect {
-                server,
-                reason: format!("no answer in {} s", CONNECT_TIMEOUT.as_secs()),
-                class: Class::Transient,
-                source: None,
-            }),
+        if conninfo.target_session() == TargetSession::PreferStandby {
+            let standby = Self::connect_to(conninfo, settings, TargetSession::Standby).await;
+            if standby.is_ok() {
+                return standby;
+            }
         }
+        Self::connect_to(conninfo, settings, conninfo.target_session()).await
     }
 
-    async fn open(conninfo: &Conninfo, settings: &Settings) -> Result<Self> {
-        let mut config = conninfo.config.clone();
-        config
-            .application_name(settings.name.as_str())
-            .keepalives(true)
-            .keepalives_idle(Duration::from_secs(5))
-            .keepalives_interval(Duration::from_secs(2))
-            .keepalives_retries(3)
-            .tcp_user_timeout(Duration::from_secs(10));
-        // TLS is added by `conninfo` (sslmode); plain for the skeleton.
-        let (client, connection) = config.connect(NoTls).await?;
+    async fn connect_to(
+        conninfo: &Conninfo,
+        settings: &Settings,
+        wanted: TargetSession,
+    ) -> Result<Self> {
+        let start = |stream, host| Self::start(conninfo, settings, wanted, (stream, host));
+        connect_with(conninfo, start).await
+    }
+
+    /// Authenticates over `stream`, checks that the server is the one wanted, pins.
+    async fn start(
+        conninfo: &Conninfo,
+        settings: &Settings,
+        wanted: TargetSession,
+        (stream, host): (Stream, Host),
+    ) -> Result<Self> {
+        let config = driver_config(conninfo, &host, settings);
+        let (client, connection) = config.connect_raw(stream, Negotiated).await?;
         #[allow(clippy::disallowed_methods)] // owned by the Session, aborted on drop
         let connection = tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -201,13 +201,27 @@ impl Session {
             server_version: 0,
             backend_pid: 0,
             server: conninfo.to_string(),
+            conninfo: conninfo.clone(),
         };
         let row = session
             .query_one(
-                &sql!("select current_setting('server_version_num')::int, pg_backend_pid()"),
+                &sql!(
+                    "select current_setting('server_version_num')::int, pg_backend_pid(), \
+                     pg_is_in_recovery(), \
+                     current_setting('default_transaction_read_only')::bool"
+                ),
                 &[],
             )
             .await?;
+        if !is_wanted(wanted, row.get(2), row.get(3)) {
+            let failure =
+                Failure::WrongSession { address: host.to_string(), wanted: wanted.text() };
+            return Err(Error::Connect {
+                server: conninfo.to_string(),
+                class: failure.class(),
+                reason: Box::new(failure),
+            });
+        }
         session.server_version = u32::try_from(row.get::<_, i32>(0)).unwrap_or(0);
         session.backend_pid = row.get(1);
         session.batch(&settings.pins(session.server_version)).await?;
@@ -285,10 +299,55 @@ impl Session {
         &self.client
     }
 
-    /// Asks the server to cancel what this session runs.
-    pub fn cancel_token(&self) -> tokio_postgres::CancelToken {
-        self.client.cancel_token()
+    /// Cancels what this session runs, from anywhere.
+    pub fn cancel_token(&self) -> CancelToken {
+        CancelToken { token: self.client.cancel_token(), conninfo: self.conninfo.clone() }
     }
+}
+
+/// Cancels what a session runs. The request is best effort: the statement may have ended.
+#[derive(Clone)]
+pub struct CancelToken {
+    token: tokio_postgres::CancelToken,
+    conninfo: Conninfo,
+}
+
+impl fmt::Debug for CancelToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CancelToken({})", self.conninfo)
+    }
+}
+
+impl CancelToken {
+    /// # Errors
+    /// When the server cannot be reached; not when nothing was running.
+    pub async fn cancel(&self) -> Result<()> {
+        let stream = open_stream(&self.conninfo).await?;
+        Ok(self.token.cancel_query_raw(stream, Negotiated).await?)
+    }
+}
+
+/// What tokio-postgres needs over a stream that is negotiated already.
+fn driver_config(conninfo: &Conninfo, host: &Host, settings: &Settings) -> tokio_postgres::Config {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .user(conninfo.user())
+        .dbname(conninfo.database())
+        .application_name(settings.name.as_str())
+        .ssl_mode(tokio_postgres::config::SslMode::Require)
+        .ssl_negotiation(tokio_postgres::config::SslNegotiation::Direct)
+        .channel_binding(match conninfo.channel_binding() {
+            ChannelBinding::Disable => tokio_postgres::config::ChannelBinding::Disable,
+            ChannelBinding::Prefer => tokio_postgres::config::ChannelBinding::Prefer,
+            ChannelBinding::Require => tokio_postgres::config::ChannelBinding::Require,
+        });
+    if let Some(password) = host.password() {
+        config.password(password);
+    }
+    if let Some(options) = conninfo.options() {
+        config.options(options);
+    }
+    config
 }
 
 /// Bytes of a `COPY ... TO STDOUT`.

@@ -17,12 +17,13 @@ mod wire;
 pub use frame::{Frame, FrameReader, ReplicationStream, Reply, StatusSender};
 pub use options::PgoutputOptions;
 
-use crate::{Conninfo, Error, PgLsn, Result, SessionName, error::Class, stream::open_stream};
-use std::{fmt, time::Duration};
+use crate::{
+    Conninfo, Error, PgLsn, Result, SessionName,
+    conninfo::Host,
+    stream::{Stream, connect_with},
+};
+use std::fmt;
 use wire::Wire;
-
-/// How long a server may take to let us in.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// An open replication connection to one database. Closed when dropped.
 pub struct Walsender {
@@ -82,30 +83,26 @@ impl Walsender {
         name: &SessionName,
         client_encoding: &str,
     ) -> Result<Self> {
-        let server = conninfo.to_string();
-        let attempt = Self::open(conninfo, name, client_encoding);
-        match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
-            Ok(Ok(walsender)) => Ok(walsender),
-            Ok(Err(error)) => Err(Error::Connect {
-                server,
-                reason: error.to_string(),
-                class: error.class(),
-                source: Some(Box::new(error)),
-            }),
-            Err(_) => Err(Error::Connect {
-                server,
-                reason: format!("no answer in {} s", CONNECT_TIMEOUT.as_secs()),
-                class: Class::Transient,
-                source: None,
-            }),
-        }
+        connect_with(conninfo, |stream, host| {
+            Self::start(conninfo, name, client_encoding, (stream, host))
+        })
+        .await
     }
 
-    async fn open(conninfo: &Conninfo, name: &SessionName, encoding: &str) -> Result<Self> {
-        let stream = open_stream(conninfo).await?;
-        let mut wire = Wire::new(stream.io);
-        let end_point = stream.server_end_point;
-        let started = startup::run(&mut wire, conninfo, end_point, name.as_str(), encoding).await?;
+    /// Authenticates over `stream`, and pins.
+    async fn start(
+        conninfo: &Conninfo,
+        name: &SessionName,
+        encoding: &str,
+        (stream, host): (Stream, Host),
+    ) -> Result<Self> {
+        let login = startup::Login {
+            conninfo,
+            password: host.password(),
+            server_end_point: stream.server_end_point().map(<[u8]>::to_vec),
+        };
+        let mut wire = Wire::new(Box::new(stream));
+        let started = startup::run(&mut wire, &login, name.as_str(), encoding).await?;
         for pin in options::version_pins(started.server_version) {
             wire.query(pin).await?;
         }

@@ -178,11 +178,7 @@ pub fn wire_name(table: &pg::TableName) -> v1::TableName {
 
 /// Ends target sessions that work on `task_id` under an older token, and waits until they are
 /// gone: a stale one may hold locks that block its successor.
-async fn end_stale_sessions(
-    session: &Session,
-    migration: &str,
-    task_id: u64,
-) -> Result<(), Error> {
+async fn end_stale_sessions(session: &Session, migration: &str, task_id: u64) -> Result<(), Error> {
     let refused = |source| Error::Target { task_id, source };
     let name = format!("skein/{}/%/%/{task_id}.%", like_escaped(migration));
     let started = Instant::now();

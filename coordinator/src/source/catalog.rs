@@ -168,9 +168,7 @@ select b.oid, n.nspname::text, r.relname::text
         .await?;
     Ok(rows
         .iter()
-        .map(|row| {
-            (row.get(0), TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)))
-        })
+        .map(|row| (row.get(0), TableName::new(row.get::<_, String>(1), row.get::<_, String>(2))))
         .collect())
 }
 

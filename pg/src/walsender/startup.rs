@@ -4,7 +4,7 @@ use super::{
     options::STARTUP_PINS,
     wire::{Wire, malformed, unexpected},
 };
-use crate::{Conninfo, Error, Result};
+use crate::{Conninfo, Error, Result, conninfo};
 use bytes::{Buf as _, Bytes, BytesMut};
 use postgres_protocol::{
     authentication::{
@@ -20,25 +20,50 @@ pub(super) struct Started {
     pub(super) backend_pid: i32,
 }
 
+/// Who logs in, and with what.
+pub(super) struct Login<'a> {
+    pub(super) conninfo: &'a Conninfo,
+    pub(super) password: Option<&'a str>,
+    /// Data of the channel binding `tls-server-end-point`, over TLS.
+    pub(super) server_end_point: Option<Vec<u8>>,
+}
+
+impl Login<'_> {
+    fn password(&self) -> Result<&[u8]> {
+        self.password.map(str::as_bytes).ok_or_else(|| {
+            // The driver's own words, so that `connect::Failure` knows one text.
+            Error::Connection("password missing".to_owned())
+        })
+    }
+
+    /// channel_binding=require is met by SCRAM-SHA-256-PLUS alone.
+    fn may_skip_channel_binding(&self) -> Result<()> {
+        if self.conninfo.channel_binding() == conninfo::ChannelBinding::Require {
+            return Err(Error::Connection("server did not use channel binding".to_owned()));
+        }
+        Ok(())
+    }
+}
+
 pub(super) async fn run(
     wire: &mut Wire,
-    conninfo: &Conninfo,
-    server_end_point: Option<Vec<u8>>,
+    login: &Login<'_>,
     application_name: &str,
     client_encoding: &str,
 ) -> Result<Started> {
     let mut parameters = vec![
-        ("user", conninfo.user()),
-        ("database", conninfo.database()),
+        ("user", login.conninfo.user()),
+        ("database", login.conninfo.database()),
         ("replication", "database"),
         ("application_name", application_name),
         ("client_encoding", client_encoding),
     ];
+    parameters.extend(login.conninfo.options().map(|options| ("options", options)));
     parameters.extend(STARTUP_PINS);
     let mut out = BytesMut::new();
     frontend::startup_message(parameters, &mut out)?;
     wire.send(&out).await?;
-    authenticate(wire, conninfo, server_end_point).await?;
+    authenticate(wire, login).await?;
     let mut started = Started { server_version: 0, backend_pid: 0 };
     loop {
         let (tag, mut body) = wire.receive().await?;
@@ -77,34 +102,25 @@ mod request {
     pub(super) const SASL: u32 = 10;
 }
 
-async fn authenticate(
-    wire: &mut Wire,
-    conninfo: &Conninfo,
-    server_end_point: Option<Vec<u8>>,
-) -> Result<()> {
-    let password = conninfo.config.get_password();
-    let needed = || {
-        password.ok_or_else(|| {
-            Error::Connection("the server asks for a password, none is given".to_owned())
-        })
-    };
+async fn authenticate(wire: &mut Wire, login: &Login<'_>) -> Result<()> {
     let (kind, body) = next_request(wire).await?;
+    if kind != request::SASL {
+        login.may_skip_channel_binding()?;
+    }
     match kind {
         request::OK => return Ok(()),
-        request::CLEARTEXT => send_password(wire, needed()?).await?,
+        request::CLEARTEXT => send_password(wire, login.password()?).await?,
         request::MD5 => {
             let salt: [u8; 4] = body
                 .get(..4)
                 .and_then(|salt| salt.try_into().ok())
                 .ok_or_else(|| unexpected(b'R'))?;
-            let hash = md5_hash(conninfo.user().as_bytes(), needed()?, salt);
+            let hash = md5_hash(login.conninfo.user().as_bytes(), login.password()?, salt);
             send_password(wire, hash.as_bytes()).await?;
         }
-        request::SASL => scram(wire, &body, needed()?, server_end_point).await?,
+        request::SASL => scram(wire, &body, login).await?,
         other => {
-            return Err(Error::Connection(format!(
-                "authentication method {other} is not supported"
-            )));
+            return Err(Error::Connection(format!("unsupported authentication method {other}")));
         }
     }
     match next_request(wire).await? {
@@ -128,20 +144,20 @@ async fn send_password(wire: &mut Wire, password: &[u8]) -> Result<()> {
     wire.send(&out).await
 }
 
-async fn scram(
-    wire: &mut Wire,
-    mechanisms: &Bytes,
-    password: &[u8],
-    server_end_point: Option<Vec<u8>>,
-) -> Result<()> {
+async fn scram(wire: &mut Wire, mechanisms: &Bytes, login: &Login<'_>) -> Result<()> {
+    let password = login.password()?;
     let offers = |name: &str| mechanisms.split(|byte| *byte == 0).any(|m| m == name.as_bytes());
-    let (mechanism, binding) = match server_end_point {
+    let wanted = login.conninfo.channel_binding() != conninfo::ChannelBinding::Disable;
+    let (mechanism, binding) = match login.server_end_point.clone().filter(|_| wanted) {
         Some(end_point) if offers(SCRAM_SHA_256_PLUS) => {
             (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(end_point))
         }
         Some(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
         None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
     };
+    if mechanism != SCRAM_SHA_256_PLUS {
+        login.may_skip_channel_binding()?;
+    }
     let mut scram = ScramSha256::new(password, binding);
     let mut out = BytesMut::new();
     frontend::sasl_initial_response(mechanism, scram.message(), &mut out)?;
