@@ -6,7 +6,9 @@
 pub mod collector;
 pub mod port;
 pub mod postgres;
+pub mod process;
 pub mod program;
+pub mod proxy;
 
 use std::{io, path::PathBuf};
 

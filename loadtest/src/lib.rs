@@ -3,4 +3,7 @@
 //!
 //! Reading order: `cluster` (servers and processes), `workload`, `check`.
 
+mod background;
+pub mod check;
 pub mod cluster;
+pub mod workload;

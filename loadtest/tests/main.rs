@@ -4,3 +4,5 @@
 
 #[cfg(test)]
 mod server;
+#[cfg(test)]
+mod workload;
