@@ -294,6 +294,30 @@ impl Session {
         Ok(self.client.copy_in(sql.as_str()).await?)
     }
 
+    /// [`Session::copy_out`] inside a transaction, whose rows come in `encoding`; names in the
+    /// statement are UTF-8 whatever it is.
+    pub async fn copy_out_as(&self, sql: &Sql, encoding: &str) -> Result<CopyOut> {
+        let statement = self.client.prepare(sql.as_str()).await?;
+        self.switch_encoding(encoding).await?;
+        Ok(CopyOut(Box::pin(self.client.copy_out(&statement).await?)))
+    }
+
+    /// [`Session::copy_in`] inside a transaction, whose rows are in `encoding`; names in the
+    /// statement are UTF-8 whatever it is.
+    pub async fn copy_in_as(&self, sql: &Sql, encoding: &str) -> Result<CopyInSink<Bytes>> {
+        let statement = self.client.prepare(sql.as_str()).await?;
+        self.switch_encoding(encoding).await?;
+        Ok(self.client.copy_in(&statement).await?)
+    }
+
+    /// `client_encoding` until the transaction ends.
+    async fn switch_encoding(&self, encoding: &str) -> Result<()> {
+        if encoding.is_empty() || encoding.eq_ignore_ascii_case("UTF8") {
+            return Ok(());
+        }
+        self.batch(&sql!("set local client_encoding = {}", Literal(encoding))).await
+    }
+
     /// The driver's client, for prepared statements and pipelining.
     pub fn client(&self) -> &Client {
         &self.client

@@ -1,0 +1,176 @@
+//! What a worker is told when it starts.
+//!
+//! In: built-in defaults, a file, the environment and flags (each over the one before). Out: a
+//! checked [`Config`]. Promise: an unknown key or an impossible value is an error by name.
+
+use serde::Deserialize;
+use std::{fmt, num::NonZeroU32, path::PathBuf, time::Duration};
+
+/// `worker.toml` as written by the operator. Every field optional.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    pub coordinator: Option<String>,
+    pub id: Option<String>,
+    pub slots: Option<u32>,
+    #[serde(with = "humantime_serde")]
+    pub orphan_timeout: Option<Duration>,
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Option<Duration>,
+}
+
+/// Where the coordinator listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A Unix socket on this machine.
+    Unix(PathBuf),
+    /// `http://HOST:PORT`.
+    Http(String),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Http(url) => f.write_str(url),
+        }
+    }
+}
+
+/// Checked settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub coordinator: Address,
+    pub id: String,
+    /// Tasks at once.
+    pub slots: NonZeroU32,
+    /// How long it goes on without a coordinator.
+    pub orphan_timeout: Duration,
+    /// How long running tasks may take to finish once it was told to stop.
+    pub drain_timeout: Duration,
+}
+
+/// A setting is missing or cannot be.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("setting \"{key}\" is missing")]
+    Missing { key: &'static str },
+    #[error("setting \"{key}\" cannot be \"{given}\"; allowed: {allowed}")]
+    Value { key: &'static str, given: String, allowed: &'static str },
+    #[error("configuration file cannot be read: {0}")]
+    File(String),
+}
+
+/// A COPY stream keeps about one core of each server busy; more is the operator's choice.
+const SLOTS: u32 = 4;
+/// More sessions than this from one process are a mistake.
+const SLOTS_MAX: u32 = 256;
+/// A coordinator that was killed is started again within this, or nobody comes (the brief of
+/// `skein migrate`: the work goes on in the background).
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(600);
+/// A supervisor waits 10 s before it kills (systemd waits 90 s); half of it for the chunks.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Settings {
+    /// Reads `worker.toml`.
+    ///
+    /// # Errors
+    /// An unknown key or a value of another type, with its place.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| ConfigError::File(error.to_string()))
+    }
+
+    /// `self` where it says something, else `below`.
+    #[must_use]
+    pub fn over(self, below: Self) -> Self {
+        Self {
+            coordinator: self.coordinator.or(below.coordinator),
+            id: self.id.or(below.id),
+            slots: self.slots.or(below.slots),
+            orphan_timeout: self.orphan_timeout.or(below.orphan_timeout),
+            drain_timeout: self.drain_timeout.or(below.drain_timeout),
+        }
+    }
+}
+
+impl TryFrom<Settings> for Config {
+    type Error = ConfigError;
+
+    fn try_from(settings: Settings) -> Result<Self, ConfigError> {
+        let url = settings.coordinator.ok_or(ConfigError::Missing { key: "coordinator" })?;
+        let slots = settings.slots.unwrap_or(SLOTS);
+        let slots =
+            NonZeroU32::new(slots).filter(|slots| slots.get() <= SLOTS_MAX).ok_or_else(|| {
+                ConfigError::Value { key: "slots", given: slots.to_string(), allowed: "1 to 256" }
+            })?;
+        Ok(Self {
+            coordinator: Address::parse(&url)?,
+            id: settings.id.unwrap_or_else(|| format!("{}-{}", host(), std::process::id())),
+            slots,
+            orphan_timeout: settings.orphan_timeout.unwrap_or(ORPHAN_TIMEOUT),
+            drain_timeout: settings.drain_timeout.unwrap_or(DRAIN_TIMEOUT),
+        })
+    }
+}
+
+impl Address {
+    /// Reads `unix:PATH` or `http://HOST:PORT`.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn parse(url: &str) -> Result<Self, ConfigError> {
+        if let Some(path) = url.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            if !path.is_empty() {
+                return Ok(Self::Unix(PathBuf::from(path)));
+            }
+        }
+        if url.strip_prefix("http://").is_some_and(|rest| !rest.is_empty()) {
+            return Ok(Self::Http(url.to_owned()));
+        }
+        Err(ConfigError::Value {
+            key: "coordinator",
+            given: url.to_owned(),
+            allowed: "unix:/path/coordinator.sock, http://HOST:PORT",
+        })
+    }
+}
+
+/// This machine's name.
+pub(crate) fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let file = Settings::parse("slots = 2\norphan_timeout = \"1m\"").unwrap();
+        let coordinator = Some("unix:/run/skein.sock".to_owned());
+        let flags = Settings { coordinator, slots: Some(8), ..Settings::default() };
+        let config = Config::try_from(flags.over(file)).unwrap();
+        assert_eq!(config.slots.get(), 8);
+        assert_eq!(config.orphan_timeout, Duration::from_secs(60));
+        assert_eq!(config.coordinator, Address::Unix("/run/skein.sock".into()));
+    }
+
+    #[test]
+    fn an_unknown_key_and_an_impossible_value_are_named() {
+        assert!(Settings::parse("slotz = 2").unwrap_err().to_string().contains("slotz"));
+        let settings = Settings {
+            coordinator: Some("http://127.0.0.1:1".to_owned()),
+            slots: Some(0),
+            ..Settings::default()
+        };
+        let error = Config::try_from(settings).unwrap_err();
+        assert!(error.to_string().contains("\"slots\" cannot be \"0\""));
+        assert!(Address::parse("ftp://x").is_err());
+        assert!(Address::parse("unix:").is_err());
+    }
+}
