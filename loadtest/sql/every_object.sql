@@ -147,9 +147,10 @@ alter table app.made_later owner to every_owner;
 create table app.child (
   id int primary key,
   parent bigint references app.made_later (id) on delete cascade deferrable,
-  other bigint,
-  constraint weak foreign key (other) references app.made_later (id) not valid
+  other bigint
 );
+alter table app.child add constraint weak foreign key (other) references app.made_later (id) not valid;
+alter table app.child add foreign key (other) references app.made_later (id) deferrable initially deferred;
 create table app."Таблица ""q"".dot; x
 y" ("Колонка ""1""" serial, "select" text unique, primary key ("Колонка ""1"""));
 insert into app."Таблица ""q"".dot; x

@@ -1,0 +1,63 @@
+//! Marks of finished work in `skein.step`, in the transaction of the work itself.
+
+use super::error::{Error, Result};
+use crate::migration::context::Context;
+use pg::{Session, Settings, Sql, sql, sql::Literal};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// The statement that leaves a mark.
+pub(super) fn mark(step: &str, detail: &impl Serialize) -> Sql {
+    let detail = serde_json::to_string(detail).unwrap_or_else(|_| "null".to_owned());
+    sql!(
+        "insert into skein.step (step, detail) values ({}, {}::jsonb)
+         on conflict (step) do update set detail = excluded.detail, finished_at = now()",
+        Literal(step),
+        Literal(&detail),
+    )
+}
+
+/// What a mark says; None when the step was not done.
+///
+/// # Errors
+/// When the target does not answer, or another version of ours wrote the mark.
+pub(super) async fn read<D: DeserializeOwned>(session: &Session, step: &str) -> Result<Option<D>> {
+    let row = session
+        .query_opt(&sql!("select detail::text from skein.step where step = $1"), &[&step])
+        .await
+        .map_err(Error::server("read what was done on the target"))?;
+    let Some(row) = row else { return Ok(None) };
+    let detail: Option<String> = row.get(0);
+    serde_json::from_str(detail.as_deref().unwrap_or("null"))
+        .map(Some)
+        .map_err(|_| Error::Archive(format!("mark of step {step} in schema skein")))
+}
+
+/// A session of the target that makes objects. Its text is UTF-8, as the archive is.
+///
+/// # Errors
+/// When the server cannot be reached or refuses us.
+pub(super) async fn target_session(context: &Context, id: &str) -> Result<Session> {
+    let settings = Settings::write(context.session_name("schema", id)).encoding("UTF8");
+    let connected = async {
+        let session = Session::connect(&context.target, &settings).await?;
+        session
+            .batch(&sql!(
+                "set check_function_bodies = off; set client_min_messages = warning;
+                 set default_tablespace = ''; set default_table_access_method = heap"
+            ))
+            .await?;
+        Ok(session)
+    };
+    connected.await.map_err(Error::server("reach the target for the schema"))
+}
+
+/// A reading session of the source, in UTF-8.
+///
+/// # Errors
+/// As [`target_session`].
+pub(super) async fn source_session(context: &Context, id: &str) -> Result<Session> {
+    let settings = Settings::read(context.session_name("schema", id)).encoding("UTF8");
+    Session::connect(&context.source, &settings)
+        .await
+        .map_err(Error::server("reach the source for the schema"))
+}
