@@ -19,7 +19,7 @@ pub enum Failure {
     TimedOut { address: String, seconds: u64 },
     #[error("connection to {address} broke off: {text}")]
     BrokenOff { address: String, text: String },
-    #[error("password for user \"{user}\" was refused")]
+    #[error("password authentication failed for user \"{user}\"")]
     WrongPassword { user: String },
     #[error("user \"{user}\" needs a password and none was given")]
     PasswordMissing { user: String, note: Option<String> },

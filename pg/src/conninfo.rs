@@ -14,8 +14,10 @@ mod parse;
 mod passfile;
 mod resolve;
 mod service;
+mod tls_options;
 
 pub use environment::Environment;
+pub(crate) use tls_options::{TlsOptions, TlsVersion};
 
 use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -130,28 +132,6 @@ impl fmt::Display for Host {
             write!(f, "{host}:{}", self.port)
         }
     }
-}
-
-/// What TLS is made of; read by [`crate::tls`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct TlsOptions {
-    pub(crate) mode: SslMode,
-    /// TLS from the first byte (libpq 17, sslnegotiation).
-    pub(crate) direct: bool,
-    pub(crate) root_cert: Option<RootCert>,
-    /// Certificate and key of the client.
-    pub(crate) identity: Option<(PathBuf, PathBuf)>,
-    pub(crate) revoked: Option<PathBuf>,
-    pub(crate) server_name_indication: bool,
-    pub(crate) min_version: Option<TlsVersion>,
-    pub(crate) max_version: Option<TlsVersion>,
-}
-
-/// Versions that this program speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum TlsVersion {
-    Tls12,
-    Tls13,
 }
 
 /// Where a server is and who we are there.
@@ -350,34 +330,6 @@ impl Conninfo {
             return None;
         }
         self.hosts.first().and_then(|host| host.password.clone())
-    }
-}
-
-impl TlsOptions {
-    fn values(&self) -> Vec<(&'static str, Option<String>)> {
-        let path = |path: &PathBuf| path.display().to_string();
-        let mut values = vec![
-            ("sslmode", Some(self.mode.text().to_owned())),
-            (
-                "sslrootcert",
-                self.root_cert.as_ref().map(|root| match root {
-                    RootCert::System => "system".to_owned(),
-                    RootCert::File(file) => path(file),
-                }),
-            ),
-            ("sslcert", self.identity.as_ref().map(|(cert, _)| path(cert))),
-            ("sslkey", self.identity.as_ref().map(|(_, key)| path(key))),
-            ("sslcrl", self.revoked.as_ref().map(path)),
-            ("ssl_min_protocol_version", self.min_version.map(|v| v.text().to_owned())),
-            ("ssl_max_protocol_version", self.max_version.map(|v| v.text().to_owned())),
-        ];
-        if self.direct {
-            values.push(("sslnegotiation", Some("direct".to_owned())));
-        }
-        if !self.server_name_indication {
-            values.push(("sslsni", Some("0".to_owned())));
-        }
-        values
     }
 }
 

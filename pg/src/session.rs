@@ -98,17 +98,21 @@ impl Settings {
     }
 
     /// The statements that pin a session. Every timeout is set, since an `ALTER ROLE` or
-    /// `ALTER DATABASE` may have set another.
-    fn pins(&self, server_version: u32) -> Sql {
+    /// `ALTER DATABASE` may have set another. The server's own keepalives are ours too, so that
+    /// it lets go of our locks when this machine is cut off (rules, part 6).
+    fn pins(&self, server_version: u32, found_role: &str) -> Sql {
         let on_off = |on: bool| if on { "on" } else { "off" };
         let mut pins = sql!(
             "set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; \
              set extra_float_digits = 3; set bytea_output = 'hex'; set lc_monetary = 'C'; \
              set timezone = 'UTC'; set xmloption = 'content'; set search_path = ''; \
              set row_security = off; set standard_conforming_strings = on; \
+             set array_nulls = on; set transform_null_equals = off; \
              set default_transaction_isolation = 'read committed'; \
              set default_transaction_deferrable = off; \
              set idle_in_transaction_session_timeout = 0; \
+             set tcp_keepalives_idle = 5; set tcp_keepalives_interval = 2; \
+             set tcp_keepalives_count = 3; set tcp_user_timeout = 10000; \
              set default_transaction_read_only = {}; set synchronous_commit = {}; \
              set lock_timeout = {}; set statement_timeout = {};",
             on_off(self.read_only),
@@ -129,6 +133,9 @@ impl Settings {
         }
         if self.replica_role {
             pins.push(" set session_replication_role = replica;");
+        } else if found_role != "origin" {
+            // Setting it takes a right that not everyone has: only where it must be.
+            pins.push(" set session_replication_role = origin;");
         }
         pins
     }
@@ -208,7 +215,8 @@ impl Session {
                 &sql!(
                     "select current_setting('server_version_num')::int, pg_backend_pid(), \
                      pg_is_in_recovery(), \
-                     current_setting('default_transaction_read_only')::bool"
+                     current_setting('default_transaction_read_only')::bool, \
+                     current_setting('session_replication_role')"
                 ),
                 &[],
             )
@@ -224,7 +232,7 @@ impl Session {
         }
         session.server_version = u32::try_from(row.get::<_, i32>(0)).unwrap_or(0);
         session.backend_pid = row.get(1);
-        session.batch(&settings.pins(session.server_version)).await?;
+        session.batch(&settings.pins(session.server_version, row.get(4))).await?;
         Ok(session)
     }
 

@@ -1,0 +1,6 @@
+//! Sessions against real servers.
+
+mod certificate;
+mod connect;
+mod pins;
+mod tls;
