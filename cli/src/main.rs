@@ -1,1 +1,153 @@
-fn main() {}
+//! `skein`: what a person types to move a PostgreSQL database. A gRPC client of the
+//! coordinator, and for `migrate` and `check` the one that starts it.
+//!
+//! In: arguments, environment. Out: data on standard output, the rest on standard error, an
+//! exit code of [`report::Exit`]. Read on in `command.rs`, then `command/migrate.rs`.
+
+mod checks;
+mod command;
+mod config;
+mod confirm;
+mod connect;
+mod follow;
+mod interrupt;
+mod launch;
+mod narrate;
+mod output;
+mod progress;
+mod report;
+mod screen;
+mod secret;
+mod settle;
+mod spec;
+mod unit;
+mod view;
+
+use clap::Parser as _;
+use command::Context;
+use output::Form;
+use report::{EXIT_CODES, Exit, Failure};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+/// Moves a live PostgreSQL database to another server while applications write.
+///
+/// One migration moves one source database to one target database. A coordinator does the
+/// work in the background; `skein` tells it what to do and shows what it does.
+#[derive(Debug, clap::Parser)]
+#[command(name = "skein", version, after_help = format!(
+    "Example:\n  export SKEIN_SOURCE=postgres://app:secret@db1/shop\n  \
+     export SKEIN_TARGET=postgres://app:secret@db2/shop\n  \
+     skein check && skein migrate\n\n{EXIT_CODES}"
+))]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// State directory of a coordinator on this machine
+    /// [env: SKEIN_DIR] [default: $XDG_STATE_HOME/skein or ~/.local/state/skein]
+    #[arg(long, global = true, value_name = "DIR", conflicts_with = "coordinator")]
+    dir: Option<PathBuf>,
+    /// Another coordinator: http://HOST:PORT, https://HOST:PORT or unix:/PATH
+    /// [env: SKEIN_COORDINATOR]
+    #[arg(long, global = true, value_name = "URL")]
+    coordinator: Option<String>,
+    /// Certificate authorities for https, PEM [default: the system's]
+    #[arg(long, global = true, value_name = "FILE", env = "SKEIN_CA_FILE", hide_env_values = true)]
+    ca_file: Option<PathBuf>,
+    /// Print data as JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Move a database: check, copy, replay and, with --cutover auto, hand over
+    Migrate(Box<command::migrate::Args>),
+    /// Check both servers; changes nothing
+    Check(Box<command::check::Args>),
+    /// Record a migration without starting it
+    Create(Box<command::create::Args>),
+    /// Start a migration, or go on after a fault
+    Start(command::start::Args),
+    /// List migrations
+    List(command::list::Args),
+    /// Show a migration as it is now
+    Status(command::status::Args),
+    /// Follow a migration
+    Watch(command::watch::Args),
+    /// Hold a migration: nothing new is copied or applied, changes are still received
+    Pause(command::pause::Args),
+    /// Go on after a pause or a fault
+    Resume(command::resume::Args),
+    /// Hand over to the target
+    Cutover(command::cutover::Args),
+    /// Compare source and target, row by row
+    Verify(command::verify::Args),
+    /// End a migration and take back what it made on the source
+    Abort(command::abort::Args),
+    /// Drop what is left of a migration that is done or aborted, and forget it
+    Cleanup(command::cleanup::Args),
+    /// List workers
+    Workers(command::workers::Args),
+    /// Leave the session and become a program; for `migrate` alone
+    #[command(name = "__launch", hide = true)]
+    Launch {
+        #[arg(last = true, required = true)]
+        words: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Command::Launch { words } = &cli.command {
+        let error = launch::become_program(words);
+        output::say(&format!("error:  could not become the coordinator: {error}   [LAUNCH]"));
+        return Exit::Internal.into();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => {
+            output::say(&format!("error:  could not begin: {error}   [RUNTIME]"));
+            return Exit::Internal.into();
+        }
+    };
+    match ended {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            output::error(&failure.report);
+            failure.exit.into()
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<Exit, Failure> {
+    let Global { dir, coordinator, ca_file, json } = cli.global;
+    let place = connect::place(coordinator.as_deref(), dir.as_deref())
+        .map_err(|error| command::unanswered(&error))?;
+    let form = if json { Form::Json } else { Form::Text };
+    let context = Context { place, ca_file, form };
+    match cli.command {
+        Command::Migrate(args) => Box::pin(command::migrate::run(&context, *args)).await,
+        Command::Check(args) => Box::pin(command::check::run(&context, *args)).await,
+        Command::Create(args) => Box::pin(command::create::run(&context, *args)).await,
+        Command::Start(args) => command::start::run(&context, args).await,
+        Command::List(args) => command::list::run(&context, args).await,
+        Command::Status(args) => command::status::run(&context, args).await,
+        Command::Watch(args) => Box::pin(command::watch::run(&context, args)).await,
+        Command::Pause(args) => command::pause::run(&context, args).await,
+        Command::Resume(args) => command::resume::run(&context, args).await,
+        Command::Cutover(args) => Box::pin(command::cutover::run(&context, args)).await,
+        Command::Verify(args) => command::verify::run(&context, args).await,
+        Command::Abort(args) => Box::pin(command::abort::run(&context, args)).await,
+        Command::Cleanup(args) => command::cleanup::run(&context, args).await,
+        Command::Workers(args) => command::workers::run(&context, args).await,
+        Command::Launch { .. } => Ok(Exit::Internal),
+    }
+}
