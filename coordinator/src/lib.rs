@@ -8,6 +8,7 @@ pub mod filter;
 pub mod lease;
 pub mod migration;
 pub mod plan;
+pub mod replay;
 pub mod schema;
 pub mod secret;
 pub mod source;
