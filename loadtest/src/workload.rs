@@ -257,12 +257,17 @@ impl Client {
             self.fenced.store(true, Ordering::Relaxed);
             return self.options.at_fence == AtFence::Stop;
         }
-        if !error.is_transient() && !is_ended_by_server(&error) {
+        if !error.is_transient() && !is_ended_by_server(&error) && !self.is_race(&error) {
             outcome.failures.push(format!("client {}: {error}", self.number));
             // One reason is enough; a table that refuses every update would give millions.
             return outcome.failures.len() >= 20;
         }
         false
+    }
+
+    /// Two mixed clients chose the same new key.
+    fn is_race(&self, error: &pg::Error) -> bool {
+        matches!(self.work, Work::Mixed) && error.sqlstate() == Some(UNIQUE_VIOLATION)
     }
 
     async fn once(
@@ -294,6 +299,8 @@ impl Client {
 
 /// SQLSTATE read_only_sql_transaction.
 const READ_ONLY: &str = "25006";
+
+const UNIQUE_VIOLATION: &str = "23505";
 
 /// Class 57: the operator ended the session, or the server starts or stops.
 fn is_ended_by_server(error: &pg::Error) -> bool {

@@ -32,6 +32,17 @@ impl Default for Scale {
     }
 }
 
+impl Scale {
+    /// About so many MB of tables, indexes left out: half `bulk`, a third `wide`.
+    pub fn megabytes(megabytes: u32) -> Self {
+        Self {
+            wide_rows: megabytes * 50 + 200,
+            bulk_rows: megabytes * 2_500 + 1_000,
+            other_rows: megabytes * 300 + 2_000,
+        }
+    }
+}
+
 /// Names and types that no program would choose, and production has.
 const SCHEMA: &str = r#"
 create schema mixed;
