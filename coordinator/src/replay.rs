@@ -1,10 +1,15 @@
-//! Changes on their way from the source to the target.
+//! The second flow: a change on its way from the source to the target.
 //!
 //! ```text
-//! feed -> dispatch (transaction, route) -> lanes (compact, apply) -> watermark -> feed
-//!              positions: skein.lane on the target
+//! walsender -> receive -> spool (durable) -> decode -> transaction -> route -> lanes -> target
+//!     ^           |          |                                                   |
+//!     +- status --+          +--------------- release <------- watermark <-------+
 //! ```
-//! `run` holds them together; `table`, `relation` and `statement` say what a change means there.
+//! Promise: `received_lsn >= spooled_lsn >= confirmed_flush_lsn` and
+//! `spooled_lsn >= applied_lsn`, each by role (see the vocabulary in ARCHITECTURE.md). The spool
+//! holds committed transactions only, in commit order, so whoever reads it knows a
+//! transaction's `end_lsn` before its first change. The lanes commit a change and their
+//! position together.
 
 pub mod apply;
 pub mod compact;
@@ -19,6 +24,7 @@ pub mod relation;
 pub mod route;
 pub mod row;
 pub mod run;
+pub mod spool;
 pub mod statement;
 pub mod table;
 pub mod transaction;
