@@ -57,3 +57,37 @@ fn nothing_is_left_of_a_dropped_server() {
     assert!(!data.exists());
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
 }
+
+const CHILD: &str = "SKEIN_TEST_SERVER_CHILD";
+
+#[test]
+fn child_that_is_killed() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    let server = Postgres::builder().start().unwrap();
+    println!("server {} {}", server.pid().unwrap(), server.data_directory().display());
+    std::thread::sleep(std::time::Duration::from_secs(60));
+}
+
+#[test]
+fn a_server_ends_when_the_process_that_started_it_is_killed() {
+    use std::io::BufRead as _;
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "server::child_that_is_killed", "--nocapture"])
+        .env(CHILD, "1")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = std::io::BufReader::new(child.stdout.take().unwrap());
+    // libtest writes the test's name in front, without an end of line.
+    let line = output.lines().map(Result::unwrap).find(|line| line.contains("server ")).unwrap();
+    let words: Vec<&str> = line.rsplit_once("server ").unwrap().1.split(' ').collect();
+    let (process, data) = (format!("/proc/{}", words[0]), std::path::Path::new(words[1]));
+    assert!(std::path::Path::new(&process).exists() && data.exists(), "{line}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    super::wait_for("server and files go", || {
+        !std::path::Path::new(&process).exists() && !data.exists()
+    });
+}

@@ -1,19 +1,12 @@
 //! The workload and the comparison, without Skein: they must see what they are there to see.
 
+use super::wait_for;
 use loadtest::{
     check::{Scope, compare},
     cluster::postgres::{Postgres, Stop},
     workload::{self, AtFence, Options, mixed::Scale},
 };
-use std::time::{Duration, Instant};
-
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
+use std::time::Duration;
 
 /// A copy of database `a` named `b`, made by pg_dump: the comparison's own yardstick.
 fn copy(server: &Postgres) {
