@@ -2,3 +2,4 @@
 
 pub mod context;
 pub mod phase;
+pub mod preflight;

@@ -29,7 +29,7 @@ pub use error::{Error, Refused, Result};
 
 use crate::{filter::Filter, migration::context::Context};
 use choice::Choice;
-use client::Clients;
+pub(crate) use client::Clients;
 use restore::Restore;
 
 /// What did not arrive, and why; sentences for the operator.

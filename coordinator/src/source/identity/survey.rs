@@ -94,7 +94,7 @@ fn tables() -> Sql {
          )
          select c.oid, n.nspname::text, c.relname::text, c.relkind::text,
                 c.relpersistence::text, c.relreplident::text, tree.root,
-                coalesce(parents.parents, '{{}}')
+                coalesce(parents.parents, '{}')
            from pg_class c
            join pg_namespace n on n.oid = c.relnamespace
            left join tree on tree.relid = c.oid
@@ -117,11 +117,11 @@ async fn read_indexes(session: &Session) -> Result<HashMap<u32, Vec<Index>>> {
            join pg_class ic on ic.oid = i.indexrelid
            join pg_class c on c.oid = i.indrelid
            cross join lateral (
-             select coalesce(array_agg(a.attname::text order by k.n), '{{}}') as names,
-                    coalesce(array_agg(a.attname::text) filter (where not a.attnotnull), '{{}}')
+             select coalesce(array_agg(a.attname::text order by k.n), '{}') as names,
+                    coalesce(array_agg(a.attname::text) filter (where not a.attnotnull), '{}')
                       as nullable,
                     coalesce(array_agg(a.attname::text) filter (where a.attgenerated <> ''),
-                             '{{}}') as generated
+                             '{}') as generated
                from unnest(i.indkey::int2[]) with ordinality as k (attnum, n)
                join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
               where k.n <= i.indnkeyatts) k

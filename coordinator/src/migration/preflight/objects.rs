@@ -1,0 +1,98 @@
+//! What the source has beside tables: TimescaleDB, large objects, what the stream leaves out.
+
+use super::{
+    Plan,
+    check::{CheckExt as _, Place, count, failure, or_not_made, pass, warning},
+    server::Server,
+};
+use crate::filter::Kind;
+use pg::sql;
+use proto::v1::Check;
+
+pub(super) async fn of_source(source: &Server, plan: &Plan<'_>) -> Vec<Check> {
+    let place = Place::Source;
+    let mut checks = or_not_made("timescaledb", place, timescaledb(source).await);
+    checks.extend(or_not_made("large_objects", place, large_objects(source, plan).await));
+    checks.extend(or_not_made("stream_limits", place, stream_limits(source).await));
+    checks
+}
+
+/// Chunk rows would be lost in silence by what moves plain tables.
+async fn timescaledb(source: &Server) -> pg::Result<Vec<Check>> {
+    let version = source
+        .session
+        .query_opt(&sql!("select extversion from pg_extension where extname = 'timescaledb'"), &[])
+        .await?;
+    let Some(row) = version else { return Ok(Vec::new()) };
+    let version: String = row.try_get(0)?;
+    let hypertables = source
+        .session
+        .query_one(&sql!("select count(*) from _timescaledb_catalog.hypertable"), &[])
+        .await
+        .and_then(|row| Ok(row.try_get::<_, i64>(0)?))
+        .ok();
+    let found = format!("TimescaleDB {version}");
+    Ok(vec![match hypertables {
+        Some(0) => warning("timescaledb", Place::Source, format!("{found}, no hypertable"))
+            .detail("A hypertable made while the migration runs would not be moved.")
+            .fix("drop extension timescaledb; -- if it is not used"),
+        hypertables => failure(
+            "timescaledb",
+            Place::Source,
+            match hypertables {
+                Some(number) => format!(
+                    "{found}, {}",
+                    count(usize::try_from(number).unwrap_or(0), "hypertable")
+                ),
+                None => found,
+            },
+        )
+        .detail(
+            "Hypertables come with a later version of Skein: their chunks are not ordinary \
+             tables, and rows would be lost.",
+        )
+        .fix("Wait for that version, or move the hypertables by other means first."),
+    }])
+}
+
+async fn large_objects(source: &Server, plan: &Plan<'_>) -> pg::Result<Vec<Check>> {
+    let row = source
+        .session
+        .query_one(&sql!("select count(*) from pg_largeobject_metadata"), &[])
+        .await?;
+    let number = usize::try_from(row.try_get::<_, i64>(0)?).unwrap_or(0);
+    if number == 0 {
+        return Ok(Vec::new());
+    }
+    let found = count(number, "large object");
+    if plan.filter.leaves_out(Kind::LargeObjects) {
+        return Ok(vec![warning("large_objects", Place::Source, format!("{found}, left out"))]);
+    }
+    Ok(vec![
+        warning("large_objects", Place::Source, found)
+            .detail(
+                "Their changes are not in the stream. They are copied with the schema, and again \
+                 while writes are stopped at cutover.",
+            )
+            .fix("Add large_objects to leave_out, if they are not needed."),
+    ])
+}
+
+/// One note of what pgoutput does not carry.
+async fn stream_limits(source: &Server) -> pg::Result<Vec<Check>> {
+    let row = source
+        .session
+        .query_one(
+            &sql!(
+                "select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                  where c.relkind = 'S' and n.nspname !~ '^pg_'"
+            ),
+            &[],
+        )
+        .await?;
+    let sequences = usize::try_from(row.try_get::<_, i64>(0)?).unwrap_or(0);
+    Ok(vec![pass("stream_limits", Place::Source, count(sequences, "sequence")).detail(
+        "The stream carries rows and TRUNCATE. Sequences are set at cutover. Schema changes \
+             are not carried: one in a migrated table stops replay at that change until resume.",
+    )])
+}

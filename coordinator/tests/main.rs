@@ -1,0 +1,6 @@
+//! Tests with real servers.
+//!
+//! `cfg(test)` on each module lets its helper functions unwrap, too (clippy.toml).
+
+#[cfg(test)]
+mod preflight;
