@@ -20,6 +20,7 @@ pub mod feed;
 pub mod identity_full;
 pub mod lane;
 pub mod position;
+pub mod receive;
 pub mod relation;
 pub mod route;
 pub mod row;

@@ -11,11 +11,13 @@
 
 mod frame;
 mod options;
+mod slot;
 mod startup;
 mod wire;
 
 pub use frame::{Frame, FrameReader, ReplicationStream, Reply, StatusSender};
 pub use options::PgoutputOptions;
+pub use slot::{ActiveSlot, SlotState};
 
 use crate::{
     Conninfo, Error, PgLsn, Result, SessionName,
