@@ -13,7 +13,7 @@ use crate::{
     view,
 };
 use proto::v1;
-use serde_json::json;
+use serde::Serialize;
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
@@ -40,7 +40,11 @@ pub(crate) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
         () = interrupts.next() => None,
     };
     if let Some(launcher) = launched {
-        launcher.stop().await;
+        // Asked twice to leave: it ends by itself, since it was told to.
+        tokio::select! {
+            () = launcher.stop() => {}
+            () = interrupts.next() => {}
+        }
     }
     let Some(checks) = checked.transpose()? else {
         output::say("Interrupted; nothing was changed.");
@@ -102,18 +106,26 @@ impl Drop for Passing {
     }
 }
 
+#[derive(Serialize)]
+struct Document {
+    ok: bool,
+    passed: usize,
+    warnings: usize,
+    failures: usize,
+    checks: Vec<view::Check>,
+}
+
 fn print(context: &Context, checks: &[v1::Check]) -> Result<Exit, Failure> {
     let tally = Tally::of(checks);
     match context.form {
         Form::Json => {
-            let views: Vec<_> = checks.iter().map(view::Check::from).collect();
-            output::json(&json!({
-                "ok": tally.failed == 0,
-                "passed": tally.passed,
-                "warnings": tally.warned,
-                "failures": tally.failed,
-                "checks": views,
-            }))?;
+            output::json(&Document {
+                ok: tally.failed == 0,
+                passed: tally.passed,
+                warnings: tally.warned,
+                failures: tally.failed,
+                checks: checks.iter().map(view::Check::from).collect(),
+            })?;
         }
         Form::Text => output::data(&checks::text(checks, output::stdout_colour()))?,
     }
