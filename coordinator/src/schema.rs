@@ -10,14 +10,21 @@
 //! object, or named in the `not_moved` that each step gives back.
 
 pub mod archive;
+mod attempt;
 pub mod build;
 mod choice;
 mod client;
+mod database;
 mod dump;
 pub mod entry;
 pub mod error;
+pub mod extension;
 mod finish;
+mod identity;
+mod large_object;
 mod restore;
+mod role;
+mod setting;
 mod statement;
 mod step;
 
@@ -26,10 +33,14 @@ pub use build::{BuildPlan, build_tasks, refresh_tasks};
 pub use dump::Dumped;
 pub use entry::{Entry, Stage};
 pub use error::{Error, Refused, Result};
+pub use extension::{ConfigTable, extension_config_tables};
+pub use identity::OriginalIdentity;
 
 use crate::{filter::Filter, migration::context::Context};
 use choice::Choice;
 pub(crate) use client::Clients;
+use pg::TableName;
+
 use restore::Restore;
 
 /// What did not arrive, and why; sentences for the operator.
@@ -79,7 +90,7 @@ impl Schema {
         let Some(dumped) = dump::recorded(&self.context).await? else {
             return Err(Error::ArchiveMissing(path));
         };
-        let filter = Filter::try_from(self.context.spec.filter.as_ref()).map_err(Error::Filter)?;
+        let filter = self.filter()?;
         let clients = Clients::find(self.context.source_version / 10_000).await?;
         let parsed = read(&clients, &path, &filter).await?;
         let choice = Choice {
@@ -91,6 +102,57 @@ impl Schema {
         not_moved.extend(dumped.warnings);
         let archive = Archive { digest: dumped.digest, ..Archive::of(entries) };
         Ok((archive, not_moved))
+    }
+
+    /// Makes the source's roles on the target, but for those that are there.
+    ///
+    /// # Errors
+    /// When a server does not answer; a refused role or attribute is no error, but said.
+    pub async fn roles(&self) -> Result<NotMoved> {
+        role::restore(&self.context, &self.filter()?).await
+    }
+
+    /// Owner, grants, comment and settings of the database: at [`Stage::Cutover`] for good, at
+    /// [`Stage::PreData`] a trial that says what the target would refuse. The source is read the
+    /// first time alone.
+    ///
+    /// # Errors
+    /// As [`Schema::roles`].
+    pub async fn database_settings(&self, stage: Stage) -> Result<NotMoved> {
+        database::restore(&self.context, &self.filter()?, stage).await
+    }
+
+    /// Copies the large objects that `snapshot` sees.
+    ///
+    /// # Errors
+    /// [`Error::LargeObject`] when one cannot be read or written.
+    pub async fn large_objects(&self, snapshot: &str) -> Result<NotMoved> {
+        large_object::copy(&self.context, &self.filter()?, snapshot).await
+    }
+
+    /// Brings new, changed and deleted large objects to the target: at cutover, when nobody
+    /// writes to the source.
+    ///
+    /// # Errors
+    /// As [`Schema::large_objects`].
+    pub async fn sync_large_objects(&self) -> Result<NotMoved> {
+        large_object::sync(&self.context, &self.filter()?).await
+    }
+
+    /// Gives tables of the target the replica identity that they had on the source before
+    /// Skein: at [`Stage::Cutover`], behind it.
+    ///
+    /// # Errors
+    /// When the target refuses.
+    pub async fn replica_identities(
+        &self,
+        originals: &[(TableName, OriginalIdentity)],
+    ) -> Result<()> {
+        identity::restore(&self.context, originals).await
+    }
+
+    fn filter(&self) -> Result<Filter> {
+        Filter::try_from(self.context.spec.filter.as_ref()).map_err(Error::Filter)
     }
 
     /// Makes the objects of a stage on the target. After the first stage, all others are tried

@@ -4,3 +4,5 @@
 
 #[cfg(test)]
 mod preflight;
+#[cfg(test)]
+mod schema;

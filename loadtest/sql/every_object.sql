@@ -115,7 +115,9 @@ create function app.on_ddl() returns event_trigger language plpgsql as 'begin en
 create function app.secured(int) returns int language sql security definer cost 5
   set search_path = app, pg_temp set work_mem = '3MB' as 'select $1';
 grant execute on function app.secured(int) to every_reader;
-create language every_language handler plpgsql_call_handler;
+create function app.every_handler() returns language_handler
+  language c as '$libdir/plpgsql', 'plpgsql_call_handler';
+create language every_language handler app.every_handler;
 
 -- tables --------------------------------------------------------------------------------------
 create table app.made_later (

@@ -263,7 +263,9 @@ async fn waiting_for(session: &Session, name: &str) -> Result<Option<String>> {
 /// Whether pg_dump may succeed when it is tried again.
 fn class_of(messages: &str, killed: bool) -> ErrorClass {
     /// libpq's and the server's words for what passes (pg_dump prints no SQLSTATE).
-    const PASSING: [&str; 9] = [
+    const PASSING: [&str; 10] = [
+        // How pg_dump keeps --lock-wait-timeout.
+        "statement timeout",
         "lock timeout",
         "could not connect",
         "connection to server",

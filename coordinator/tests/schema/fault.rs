@@ -1,0 +1,232 @@
+//! What the target refuses, and processes that are killed.
+
+use super::fixture::{EVERY_OBJECT, Pair, differences, pair};
+use coordinator::schema::{Error, Refused, Schema, Stage};
+use pg::sql;
+use proto::{status::Classify as _, v1::Filter};
+use std::time::{Duration, Instant};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds().await {
+        assert!(begun.elapsed() < DEADLINE, "{what} did not come about");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn refused(error: Error) -> Vec<Refused> {
+    match error {
+        Error::Refused { refused, complete: true, .. } => refused,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn every_refused_object_is_named_before_a_row_is_copied() {
+    let source = "create table t (id int primary key); create table u (id int references t);
+        create function f() returns int language sql as 'select 1';
+        create view v as select f() as x; create index i on t (id); create role nobody_there;
+        create function g() returns trigger language plpgsql as 'begin return new; end';
+        create trigger fires before insert on u for each row execute function g();
+        create table owned (a int); alter table owned owner to nobody_there";
+    let pair = pair(source, Filter::default()).await;
+    // In the way: a function now, an index later.
+    pair.target
+        .psql("app", "create function f() returns text language sql as $$select ''$$;")
+        .unwrap();
+    let archive = pair.archive().await;
+    let error = pair.schema.restore(Stage::PreData, &archive).await.unwrap_err();
+    assert_eq!(error.reason(), "SCHEMA_REFUSED");
+    let hint = error.hint();
+    assert!(hint.contains("missing roles") && hint.contains("Empty the target"), "{hint}");
+    let found = refused(error);
+    let objects: Vec<_> = found.iter().map(|one| one.object.as_str()).collect();
+    assert_eq!(objects, ["FUNCTION public.f()", "TABLE public.owned"]);
+    assert_eq!(found[0].dependents, ["VIEW public.v"]);
+    assert_eq!(
+        pair.target
+            .psql("app", "select count(*) from pg_tables where schemaname = 'public'")
+            .unwrap(),
+        "0"
+    );
+
+    pair.target
+        .psql(
+            "app",
+            "drop function f(); create role nobody_there; create materialized view i as select 1",
+        )
+        .unwrap();
+    // The index comes hours later, and is refused now.
+    let error = pair.schema.restore(Stage::PreData, &archive).await.unwrap_err();
+    let objects: Vec<_> = refused(error).iter().map(|one| one.object.clone()).collect();
+    assert_eq!(objects, ["INDEX public.i"]);
+    pair.target.psql("app", "drop materialized view i").unwrap();
+    pair.schema.restore(Stage::PreData, &archive).await.unwrap();
+    assert_eq!(
+        pair.target.psql("app", "select count(*) from pg_trigger where not tgisinternal").unwrap(),
+        "0"
+    );
+}
+
+#[tokio::test]
+async fn an_object_left_out_is_said_with_what_needs_it() {
+    let source = "create table t (id int primary key); create function f() returns int
+        language sql as 'select 1'; create view v as select f() as x";
+    let filter =
+        Filter { exclude_objects: vec!["FUNCTION public.f()".into()], ..Filter::default() };
+    let pair = pair(source, filter).await;
+    pair.schema.dump(&pair.snapshot, 1).await.unwrap();
+    let (archive, not_moved) = pair.schema.archive().await.unwrap();
+    assert_eq!(
+        not_moved,
+        [
+            "FUNCTION public.f(): left out",
+            "VIEW public.v: left out, since it needs FUNCTION public.f()"
+        ]
+    );
+    pair.schema.restore(Stage::PreData, &archive).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_newer_epoch_stops_the_restore() {
+    let pair = pair("create table t (id int primary key)", Filter::default()).await;
+    let archive = pair.archive().await;
+    pair.target.psql("app", "update skein.migration set epoch = 2").unwrap();
+    let error = pair.schema.restore(Stage::PreData, &archive).await.unwrap_err();
+    assert!(matches!(error, Error::Fenced), "{error:?}");
+    assert_eq!(pair.target.psql("app", "select to_regclass('public.t') is null").unwrap(), "t");
+}
+
+/// What a killed process runs: this binary again, with the pair's places in its environment.
+const VICTIM: &str = "SKEIN_TEST_SCHEMA_VICTIM";
+
+fn victim(pair: &Pair, action: &str) -> std::process::Child {
+    let context = &pair.schema.context;
+    std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "schema::fault::the_victim_of_a_kill"])
+        .env(VICTIM, action)
+        .env("VICTIM_SOURCE", pair.source.conninfo("app"))
+        .env("VICTIM_TARGET", pair.target.conninfo("app"))
+        .env("VICTIM_DIR", &context.dir)
+        .env("VICTIM_SNAPSHOT", &pair.snapshot)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Not a test of its own: nothing happens unless another one started it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_victim_of_a_kill() {
+    let Ok(action) = std::env::var(VICTIM) else { return };
+    let place = |name: &str| std::env::var(name).unwrap();
+    let context = super::fixture::context(
+        &place("VICTIM_SOURCE"),
+        &place("VICTIM_TARGET"),
+        place("VICTIM_DIR").into(),
+        Filter::default(),
+        (150_000, 150_000),
+    );
+    let schema = Schema::new(context);
+    if action == "dump" {
+        schema.dump(&place("VICTIM_SNAPSHOT"), 1).await.unwrap();
+    } else {
+        let (archive, _) = schema.archive().await.unwrap();
+        schema.restore(Stage::PreData, &archive).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_restore_killed_half_way_goes_on_and_ends_the_same() {
+    let many = "do $$ begin for i in 1..500 loop
+        execute format('create table app.many_%s (id int primary key)', i); end loop; end $$;";
+    let pair = pair(&format!("{EVERY_OBJECT}\n{many}"), Filter::default()).await;
+    pair.schema.roles().await.unwrap();
+    let archive = pair.archive().await;
+    // The second batch comes to a stand at one of its tables.
+    let second = archive.stage(Stage::PreData).skip(250).find(|e| e.kind == "TABLE").unwrap();
+    pair.target
+        .psql(
+            "app",
+            &format!(
+                "create function public.stand() returns event_trigger language plpgsql as $$ begin
+                   if exists (select from pg_event_trigger_ddl_commands()
+                              where object_identity = 'app.{}') then
+                     perform pg_advisory_lock(1); end if; end $$;
+                 create event trigger stand on ddl_command_end execute function public.stand()",
+                second.tag
+            ),
+        )
+        .unwrap();
+    let blocker = pair.schema.context.target_session("blocker", 0).await.unwrap();
+    blocker.batch(&sql!("select pg_advisory_lock(1)")).await.unwrap();
+    let mut child = victim(&pair, "restore");
+    until("a restore in its second batch", async || waits(&pair) == 1).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(done(&pair), 200);
+    drop(blocker);
+    pair.schema.restore(Stage::PreData, &archive).await.unwrap();
+    assert_eq!(done(&pair), archive.stage(Stage::PreData).count());
+    pair.target.psql("app", "drop event trigger stand; drop function stand()").unwrap();
+    let (source, target) = pair.dumps("--section=pre-data");
+    let mut differences = differences(&source, &target);
+    // Views over keys stand as pg_dump's dummies until the keys are there.
+    differences.retain(|line| !line.contains("NULL::") && !line.ends_with(" SELECT"));
+    assert_eq!(differences, Vec::<String>::new());
+}
+
+fn done(pair: &Pair) -> usize {
+    let detail = "select detail->>'done' from skein.step where step = 'schema/pre_data'";
+    pair.target.psql("app", detail).unwrap().parse().unwrap_or(0)
+}
+
+fn waits(pair: &Pair) -> usize {
+    let waiting = "select count(*) from pg_stat_activity
+        where application_name like 'skein/m/1/schema/%' and wait_event_type = 'Lock'";
+    pair.target.psql("app", waiting).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn pg_dump_dies_with_the_process_that_started_it() {
+    let pair = pair("create table t (id int primary key)", Filter::default()).await;
+    let context = &pair.schema.context;
+    let blocker = context.source_session("blocker", 0).await.unwrap();
+    blocker
+        .batch(&sql!("begin read write; lock table public.t in access exclusive mode"))
+        .await
+        .unwrap();
+    let mut child = victim(&pair, "dump");
+    let dumps = || {
+        let text = context.dir.display().to_string();
+        let all = std::process::Command::new("ps").args(["-eo", "args"]).output().unwrap();
+        let all = String::from_utf8_lossy(&all.stdout).into_owned();
+        all.lines().filter(|line| line.contains("pg_dump") && line.contains(&text)).count()
+    };
+    until("a pg_dump", async || dumps() == 1).await;
+    let killed = Instant::now();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    until("the end of pg_dump", async || dumps() == 0).await;
+    // Before its own lock timeout would have ended it.
+    assert!(killed.elapsed() < Duration::from_secs(2));
+    assert!(pair.schema.archive().await.is_err(), "a torn archive counts for nothing");
+    blocker.batch(&sql!("rollback")).await.unwrap();
+    pair.archive().await;
+}
+
+#[tokio::test]
+async fn nobody_queues_behind_the_dump_for_long() {
+    let pair = pair("create table t (id int primary key)", Filter::default()).await;
+    let blocker = pair.schema.context.source_session("blocker", 0).await.unwrap();
+    blocker
+        .batch(&sql!("begin read write; lock table public.t in access exclusive mode"))
+        .await
+        .unwrap();
+    let begun = Instant::now();
+    let error = pair.schema.dump(&pair.snapshot, 1).await.unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    assert_eq!(error.class(), proto::status::ErrorClass::Transient, "{error:?}");
+}

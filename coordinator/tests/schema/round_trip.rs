@@ -1,0 +1,85 @@
+//! What goes in comes out.
+
+use super::fixture::{EVERY_OBJECT, differences, pair};
+use coordinator::schema::Stage;
+use loadtest::cluster::postgres::Postgres;
+use proto::v1::Filter;
+
+#[tokio::test]
+async fn every_object_arrives_as_it_was() {
+    let pair = pair(EVERY_OBJECT, Filter::default()).await;
+    let kept = pair.schema.roles().await.unwrap();
+    assert_eq!(kept, ["roles kept as the target has them: \"postgres\""]);
+    let archive = pair.archive().await;
+    pair.schema.restore(Stage::PreData, &archive).await.unwrap();
+    pair.schema.large_objects(&pair.snapshot).await.unwrap();
+    assert!(pair.schema.database_settings(Stage::PreData).await.unwrap().is_empty());
+    let unset = "select count(*) from pg_db_role_setting";
+    assert_eq!(pair.target.psql("app", unset).unwrap(), "2");
+    pair.finish(&archive).await;
+    pair.source.psql("app", "alter database app set default_transaction_read_only = on").unwrap();
+    assert!(pair.schema.database_settings(Stage::Cutover).await.unwrap().is_empty());
+    pair.source
+        .psql(
+            "app",
+            "begin read write; alter database app reset default_transaction_read_only; commit",
+        )
+        .unwrap();
+    let (source, target) = pair.dumps("--schema-only");
+    assert!(source.lines().count() > 1000);
+    assert_eq!(differences(&source, &target), Vec::<String>::new());
+    assert_eq!(large_objects(&pair.source), large_objects(&pair.target));
+    assert_eq!(roles(&pair.source), roles(&pair.target));
+    let subscription = "select subname, subenabled, subslotname is null from pg_subscription";
+    assert_eq!(pair.target.psql("app", subscription).unwrap(), "every_subscription|f|t");
+}
+
+/// What `pg_dumpall --roles-only` says; and the database's own entry of `pg_dump --create`.
+fn roles(server: &Postgres) -> Vec<String> {
+    let print = |program: &str, arguments: &[&str]| {
+        let output = server.client_program(program, "app").args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let all =
+        print("pg_dumpall", &["--roles-only"]) + &print("pg_dump", &["--create", "--schema-only"]);
+    let own = |line: &&str| {
+        !line.contains("restrict ") && (line.contains("ROLE") || line.contains("DATABASE"))
+    };
+    all.lines().filter(own).map(str::to_owned).collect()
+}
+
+fn large_objects(server: &Postgres) -> String {
+    server
+        .psql(
+            "app",
+            "select oid, lomowner::regrole, lomacl, md5(lo_get(oid)),
+                    obj_description(oid, 'pg_largeobject')
+             from pg_largeobject_metadata order by oid",
+        )
+        .unwrap()
+}
+
+#[tokio::test]
+async fn large_objects_are_brought_up_to_date_at_cutover() {
+    let pair = pair(EVERY_OBJECT, Filter::default()).await;
+    pair.schema.roles().await.unwrap();
+    pair.schema.large_objects(&pair.snapshot).await.unwrap();
+    // Twice is once.
+    pair.schema.large_objects(&pair.snapshot).await.unwrap();
+    assert_eq!(large_objects(&pair.source), large_objects(&pair.target));
+    pair.source
+        .psql(
+            "app",
+            "select lo_unlink(770002); select lo_from_bytea(5, repeat('x', 3000000)::bytea);
+             select lo_put(770003, 1, 'new'); revoke select on large object 770001 from every_reader;
+             select lo_create(4000000000); comment on large object 5 is 'five'",
+        )
+        .unwrap();
+    assert_ne!(large_objects(&pair.source), large_objects(&pair.target));
+    for _ in 0..2 {
+        pair.schema.sync_large_objects().await.unwrap();
+        let bytes = |text: String| text.replace("{every_owner=rw/every_owner}", "");
+        assert_eq!(bytes(large_objects(&pair.source)), bytes(large_objects(&pair.target)));
+    }
+}
