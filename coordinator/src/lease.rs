@@ -124,9 +124,8 @@ struct State {
     waiting: HashMap<u64, (Instant, u32)>,
     /// Tasks that are not granted until a person resumes.
     stopped: HashSet<u64>,
-    /// Names by which the snapshot can be imported now.
-    snapshots: Vec<String>,
-    snapshot_epoch: u32,
+    /// Names by which each snapshot epoch can be imported now.
+    snapshots: HashMap<u32, Vec<String>>,
     totals: Totals,
     findings: Vec<Finding>,
     open: bool,
@@ -159,8 +158,7 @@ impl Leases {
                 held: HashMap::new(),
                 waiting: HashMap::new(),
                 stopped: HashSet::new(),
-                snapshots: Vec::new(),
-                snapshot_epoch: 0,
+                snapshots: HashMap::new(),
                 totals: Totals::default(),
                 findings: Vec::new(),
                 open: false,
@@ -256,11 +254,10 @@ impl Leases {
         Ok(())
     }
 
-    /// Lets tasks be granted, under these snapshot names.
-    pub fn open(&self, snapshot_epoch: u32, snapshots: Vec<String>) {
+    /// Lets tasks be granted, under these snapshot names by snapshot epoch.
+    pub fn open(&self, snapshots: HashMap<u32, Vec<String>>) {
         let mut state = self.state();
         state.open = true;
-        state.snapshot_epoch = snapshot_epoch;
         state.snapshots = snapshots;
         drop(state);
         self.tick();
@@ -312,10 +309,11 @@ impl Leases {
         self.state().queue.unfinished_through(stage)
     }
 
-    /// Relations whose copy is not finished.
-    pub fn unfinished_relations(&self) -> Vec<u32> {
+    /// Relations whose copy is not finished, with the snapshot epoch of their tasks.
+    pub fn unfinished_relations(&self) -> HashMap<u32, u32> {
         let state = self.state();
-        state.leaves.keys().copied().filter(|relid| state.queue.copies_left(*relid) > 0).collect()
+        let copies = state.queue.iter().filter(|task| matches!(task.work, Work::Copy(_)));
+        copies.map(|task| (task.relid, task.snapshot_epoch)).collect()
     }
 
     pub fn leaves(&self) -> Vec<Arc<Leaf>> {
@@ -362,6 +360,11 @@ impl Leases {
             .collect();
         running.sort_by_key(|task| task.task_id);
         running
+    }
+
+    /// Term of the coordinator that grants.
+    pub fn epoch(&self) -> u64 {
+        self.context.epoch
     }
 
     /// Ticks at each change of a task.

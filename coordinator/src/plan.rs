@@ -25,6 +25,8 @@ pub struct Leaf {
     pub blocks: u64,
     /// Columns in attribute order, without generated ones.
     pub columns: Vec<String>,
+    /// Their types, as `format_type` prints them: another list means that the schema changed.
+    pub types: Vec<String>,
     /// Every column's type is safe in binary COPY between the two servers.
     pub binary: bool,
     pub unlogged: bool,

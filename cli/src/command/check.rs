@@ -13,7 +13,7 @@ use crate::{
     view,
 };
 use proto::v1;
-use serde::Serialize;
+use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
@@ -40,11 +40,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
         () = interrupts.next() => None,
     };
     if let Some(launcher) = launched {
-        // Asked twice to leave: it ends by itself, since it was told to.
-        tokio::select! {
-            () = launcher.stop() => {}
-            () = interrupts.next() => {}
-        }
+        launcher.stop().await;
     }
     let Some(checks) = checked.transpose()? else {
         output::say("Interrupted; nothing was changed.");
@@ -106,26 +102,18 @@ impl Drop for Passing {
     }
 }
 
-#[derive(Serialize)]
-struct Document {
-    ok: bool,
-    passed: usize,
-    warnings: usize,
-    failures: usize,
-    checks: Vec<view::Check>,
-}
-
 fn print(context: &Context, checks: &[v1::Check]) -> Result<Exit, Failure> {
     let tally = Tally::of(checks);
     match context.form {
         Form::Json => {
-            output::json(&Document {
-                ok: tally.failed == 0,
-                passed: tally.passed,
-                warnings: tally.warned,
-                failures: tally.failed,
-                checks: checks.iter().map(view::Check::from).collect(),
-            })?;
+            let views: Vec<_> = checks.iter().map(view::Check::from).collect();
+            output::json(&json!({
+                "ok": tally.failed == 0,
+                "passed": tally.passed,
+                "warnings": tally.warned,
+                "failures": tally.failed,
+                "checks": views,
+            }))?;
         }
         Form::Text => output::data(&checks::text(checks, output::stdout_colour()))?,
     }

@@ -74,12 +74,13 @@ impl Leases {
             }
         }
         let task = state.queue.get(next?)?.clone();
-        if matches!(task.work, Work::Copy(_)) && state.snapshots.is_empty() {
+        let snapshots = state.snapshots.get(&task.snapshot_epoch).cloned().unwrap_or_default();
+        if matches!(task.work, Work::Copy(_)) && snapshots.is_empty() {
             return None;
         }
         state.queue.granted(task.task_id);
         let leaf = state.leaves.get(&task.relid).cloned();
-        Some((task, leaf, state.snapshots.clone()))
+        Some((task, leaf, snapshots))
     }
 
     /// A new token for the task. None: it is finished.

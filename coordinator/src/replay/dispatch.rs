@@ -13,10 +13,10 @@
 
 use super::{
     error::{Error, Result},
-    feed::{Begin, Item},
     lane::{Alone, Batch, Piece, Work},
     route::Routing,
     row::Event,
+    spool::{Begin, Item},
     transaction::Decoder,
 };
 use bytes::Bytes;

@@ -47,7 +47,7 @@ pub enum Error {
     #[error("stream cannot be read: {0}")]
     Stream(String),
     #[error("spool cannot be read")]
-    Spool { class: ErrorClass, source: Box<dyn std::error::Error + Send + Sync> },
+    Spool { class: ErrorClass, source: Box<super::spool::Error> },
     #[error("routing recorded in the target cannot be read: {0}")]
     Routing(String),
     #[error("part of replay ended without a word: {0}")]

@@ -1,4 +1,4 @@
-//! Replay as a component: passes over the feed until told to stop.
+//! Replay as a component: passes over the spool until told to stop.
 //!
 //! ```text
 //! positions (target) -> reader -> dispatch -> lanes -> watermark -> status, release
@@ -13,11 +13,12 @@ use super::{
     apply::Applier,
     dispatch::{Dispatcher, Outcome, State},
     error::{Error, Result},
-    feed::{Feed, read_ahead},
+    feed::read_ahead,
     lane::{Committed, Lane},
     position::{self, Positions},
     relation::RelationPlan,
     route::Routing,
+    spool::Spool,
     table,
     transaction::Decoder,
     watermark::{self, Watermark},
@@ -30,7 +31,6 @@ use proto::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -48,8 +48,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Replays one migration's changes.
 #[derive(Debug)]
-pub struct Replay<F> {
-    inputs: Inputs<F>,
+pub struct Replay {
+    inputs: Inputs,
     status: watch::Sender<ReplayStatus>,
 }
 
@@ -80,9 +80,9 @@ pub struct ReplayStatus {
 
 /// What [`Replay::new`] takes.
 #[derive(Debug)]
-pub struct Inputs<F> {
+pub struct Inputs {
     pub context: Context,
-    pub feed: Arc<F>,
+    pub spool: Spool,
     pub relations: Vec<RelationPlan>,
     /// Consistent point of the main slot: where lanes begin.
     pub start: PgLsn,
@@ -93,8 +93,8 @@ pub struct Inputs<F> {
     pub paused: watch::Receiver<bool>,
 }
 
-impl<F: Feed> Replay<F> {
-    pub fn new(inputs: Inputs<F>) -> (Self, ReplayHandle) {
+impl Replay {
+    pub fn new(inputs: Inputs) -> (Self, ReplayHandle) {
         let (status, seen) = watch::channel(ReplayStatus::default());
         (Self { inputs, status }, ReplayHandle { status: seen })
     }
@@ -173,7 +173,7 @@ impl<F: Feed> Replay<F> {
         drop(committed);
 
         let after = positions.iter().copied().min().unwrap_or(inputs.start);
-        let reader = inputs.feed.reader(after)?;
+        let reader = inputs.spool.reader(after);
         let (chunk_sender, chunks) = mpsc::channel(2);
         tasks.spawn(async move {
             read_ahead(reader, chunk_sender).await.and(Err(Error::Lost("reader")))
@@ -217,10 +217,10 @@ impl<F: Feed> Replay<F> {
         }
     }
 
-    /// Carries the watermark into status and feed.
-    fn mover(&self) -> impl Fn(PgLsn, &[Committed]) + Send + use<F> {
+    /// Carries the watermark into status and spool.
+    fn mover(&self) -> impl Fn(PgLsn, &[Committed]) + Send + use<> {
         let status = self.status.clone();
-        let feed = Arc::clone(&self.inputs.feed);
+        let spool = self.inputs.spool.clone();
         let end_position = self.inputs.end_position.clone();
         move |applied_lsn, counted| {
             let end = *end_position.borrow();
@@ -237,7 +237,7 @@ impl<F: Feed> Replay<F> {
                 }
                 status.drained = is_drained(status, end);
             });
-            feed.release(applied_lsn);
+            spool.release(applied_lsn);
         }
     }
 

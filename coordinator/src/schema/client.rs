@@ -11,8 +11,6 @@ use tokio::process::Command;
 
 /// Directory to look into before all others.
 const OVERRIDE: &str = "SKEIN_PG_BINDIR";
-/// More directories, separated by colons, beside those where distributions put them.
-const MORE: &str = "SKEIN_PG_BIN_DIRS";
 
 /// pg_dump and pg_restore of one version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,8 +99,7 @@ fn directories() -> Vec<PathBuf> {
     if let Some(directory) = std::env::var_os(OVERRIDE) {
         return vec![directory.into()];
     }
-    let more = std::env::var_os(MORE).unwrap_or_default();
-    let mut directories: Vec<PathBuf> = std::env::split_paths(&more).collect();
+    let mut directories = Vec::new();
     for (parent, prefix) in [("/usr/lib/postgresql", ""), ("/usr", "pgsql-")] {
         let Ok(entries) = std::fs::read_dir(parent) else { continue };
         let mut found: Vec<PathBuf> = entries

@@ -71,13 +71,15 @@ pub async fn leaves(session: &Session, filter: &Filter) -> Result<Vec<Leaf>> {
         if !filter.matches_table(&table) {
             continue;
         }
+        let (names, types) = columns.get(&relid).cloned().unwrap_or_default();
         leaves.push(Leaf {
             relid,
             target: table.clone(),
             source: table,
             filenode: row.get(3),
             blocks: u64::try_from(row.get::<_, i64>(4)).unwrap_or(0),
-            columns: columns.get(&relid).cloned().unwrap_or_default(),
+            columns: names,
+            types,
             binary: !unsafe_tables.contains(&relid),
             unlogged: row.get(5),
             through_root: false,
@@ -89,12 +91,16 @@ pub async fn leaves(session: &Session, filter: &Filter) -> Result<Vec<Leaf>> {
     Ok(leaves)
 }
 
+/// Names and types of columns.
+type Columns = (Vec<String>, Vec<String>);
+
 /// Columns of each table in attribute order, without dropped and generated ones.
-async fn columns(session: &Session) -> Result<HashMap<u32, Vec<String>>> {
+async fn columns(session: &Session) -> Result<HashMap<u32, Columns>> {
     let rows = session
         .query(
             &sql!(
-                "select a.attrelid, array_agg(a.attname::text order by a.attnum)
+                "select a.attrelid, array_agg(a.attname::text order by a.attnum),
+       array_agg(pg_catalog.format_type(a.atttypid, a.atttypmod) order by a.attnum)
   from pg_catalog.pg_attribute a
   join pg_catalog.pg_class c on c.oid = a.attrelid
  where c.relkind = 'r' and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
@@ -103,7 +109,7 @@ async fn columns(session: &Session) -> Result<HashMap<u32, Vec<String>>> {
             &[],
         )
         .await?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    Ok(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
 }
 
 /// Tables with a column whose type is not safe in binary, domains and arrays looked through.
@@ -188,4 +194,46 @@ pub async fn filenodes(session: &Session, relids: &[u32]) -> Result<HashMap<u32,
         )
         .await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Configuration tables of extensions keep their leaf form; this finds one table by OID,
+/// extension members included.
+///
+/// # Errors
+/// What the server refused.
+pub async fn leaf(session: &Session, relid: u32, condition: &str) -> Result<Option<Leaf>> {
+    let Some(row) = session
+        .query_opt(
+            &sql!(
+                "select n.nspname::text, c.relname::text,
+       coalesce(pg_catalog.pg_relation_filenode(c.oid), 0::oid),
+       pg_catalog.pg_relation_size(c.oid) / current_setting('block_size')::bigint,
+       c.relpersistence = 'u'
+  from pg_catalog.pg_class c
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where c.oid = $1 and c.relkind = 'r'"
+            ),
+            &[&relid],
+        )
+        .await?
+    else {
+        return Ok(None);
+    };
+    let (names, types) = columns(session).await?.remove(&relid).unwrap_or_default();
+    let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+    Ok(Some(Leaf {
+        relid,
+        target: table.clone(),
+        source: table,
+        filenode: row.get(2),
+        blocks: u64::try_from(row.get::<_, i64>(3)).unwrap_or(0),
+        columns: names,
+        types,
+        binary: false,
+        unlogged: row.get(4),
+        through_root: false,
+        partition_constraint: None,
+        condition: (!condition.is_empty()).then(|| condition.to_owned()),
+        append_only: false,
+    }))
 }

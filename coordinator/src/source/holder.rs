@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// Pause between two signs of life of a holder. Any value below the source's network idle
 /// limits will do; firewalls drop silent connections after minutes.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
+pub const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 
 /// A session inside a transaction that imported the snapshot and exported it again.
 #[derive(Debug)]
@@ -43,13 +43,10 @@ impl Holder {
         !self.session.is_closed()
     }
 
-    /// Waits until the session is gone.
-    pub async fn gone(&self) {
-        loop {
-            tokio::time::sleep(SIGN_OF_LIFE).await;
-            if self.session.query_one(&sql!("select 1"), &[]).await.is_err() {
-                return;
-            }
+    /// A sign of life; a failure shows in `is_alive`.
+    pub async fn ping(&self) {
+        if let Err(error) = self.session.query_one(&sql!("select 1"), &[]).await {
+            tracing::warn!(%error, "snapshot holder is gone");
         }
     }
 }

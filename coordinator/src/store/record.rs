@@ -32,9 +32,13 @@ pub struct Record {
     /// Set when slot, spool and first holder exist.
     #[serde(default)]
     pub stream: Option<Stream>,
-    /// The snapshot that is being copied under. None before, and when the copy is in.
+    /// The snapshots that are being copied under, oldest first: one, and one more for each time
+    /// that relations needed a new consistent point. None before, and when the copy is in.
     #[serde(default)]
-    pub snapshot: Option<Snapshot>,
+    pub snapshots: Vec<Snapshot>,
+    /// Snapshot epochs taken so far.
+    #[serde(default)]
+    pub snapshot_epoch: u32,
     /// Cutover attempts begun so far.
     #[serde(default)]
     pub attempt: u32,
@@ -95,7 +99,8 @@ impl Record {
             paused: false,
             fault: None,
             stream: None,
-            snapshot: None,
+            snapshots: Vec::new(),
+            snapshot_epoch: 0,
             attempt: 0,
             not_moved: Vec::new(),
             notices: Vec::new(),

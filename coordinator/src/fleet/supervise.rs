@@ -1,0 +1,114 @@
+//! Worker processes of this machine: started, and started again.
+//!
+//! A worker holds a lock on its file for its life, and outlives a killed coordinator, so that
+//! copying and snapshot holders go on. The next coordinator's attempt to start it then ends with
+//! [`ALREADY_RUNNING`], which means that all is well.
+
+use crate::config::Config;
+use std::{path::PathBuf, process::Stdio, time::Duration};
+use tokio::{process::Command, task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+/// Exit code of a worker whose lock is held (EX_TEMPFAIL of sysexits.h).
+const ALREADY_RUNNING: i32 = 75;
+
+/// Pause before a worker that ended is started again.
+const RESTART_AFTER: Duration = Duration::from_secs(1);
+
+/// Keeps `count` worker processes running until `token` is cancelled; they are then asked to
+/// end (SIGTERM) and given a moment.
+#[derive(Debug)]
+pub struct Supervisor {
+    config: Config,
+    slots: u32,
+    processes: JoinSet<()>,
+    token: CancellationToken,
+    count: u32,
+}
+
+impl Supervisor {
+    pub fn new(config: Config, slots: u32, token: CancellationToken) -> Self {
+        Self { config, slots, processes: JoinSet::new(), token, count: 0 }
+    }
+
+    /// Starts workers up to `count`. Fewer are not stopped here: they are drained.
+    pub fn grow(&mut self, count: u32) {
+        while self.count < count {
+            self.count += 1;
+            let worker = Process {
+                program: self.config.worker_program.clone(),
+                dir: self.config.dir.clone(),
+                socket: self.config.socket(),
+                number: self.count,
+                slots: self.slots,
+            };
+            let token = self.token.child_token();
+            self.processes.spawn(async move { worker.keep_running(token).await });
+        }
+    }
+
+    /// Waits until every process ended.
+    pub async fn stopped(mut self) {
+        while self.processes.join_next().await.is_some() {}
+    }
+}
+
+#[derive(Debug)]
+struct Process {
+    program: PathBuf,
+    dir: PathBuf,
+    socket: PathBuf,
+    number: u32,
+    slots: u32,
+}
+
+impl Process {
+    async fn keep_running(self, token: CancellationToken) {
+        while !token.is_cancelled() {
+            match self.run_once(&token).await {
+                Ok(Some(ALREADY_RUNNING)) => {}
+                Ok(Some(0)) => tracing::info!(worker = self.number, "worker ended"),
+                Ok(code) => tracing::warn!(worker = self.number, ?code, "worker ended, restarting"),
+                Err(error) => {
+                    tracing::error!(worker = self.number, program = %self.program.display(), %error, "worker cannot be started");
+                }
+            }
+            tokio::select! {
+                () = token.cancelled() => return,
+                () = sleep(RESTART_AFTER) => {}
+            }
+        }
+    }
+
+    /// Its exit code; None when a signal ended it.
+    async fn run_once(&self, token: &CancellationToken) -> std::io::Result<Option<i32>> {
+        let name = format!("worker-{}", self.number);
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.join(format!("{name}.log")))?;
+        let mut child = Command::new(&self.program)
+            .arg("--coordinator")
+            .arg(format!("unix:{}", self.socket.display()))
+            .args(["--id", &name, "--slots", &self.slots.to_string(), "--lock"])
+            .arg(self.dir.join(format!("{name}.lock")))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        tokio::select! {
+            status = child.wait() => return Ok(status?.code()),
+            () = token.cancelled() => {}
+        }
+        if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok())
+            && let Some(pid) = rustix::process::Pid::from_raw(pid)
+            && let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+        {
+            tracing::debug!(%error, "worker is gone already");
+        }
+        if tokio::time::timeout(Duration::from_secs(10), child.wait()).await.is_err() {
+            child.kill().await?;
+        }
+        Ok(Some(0))
+    }
+}

@@ -1,0 +1,229 @@
+//! Drives one migration: load, step, record; commands between the steps.
+//!
+//! ```text
+//! requests --> +--------+  step(phase)   +------+   event    +-------------+   put_if
+//!              | driver | -------------> | flow | ---------> | Phase::next | ---------> store
+//!              +--------+ <------------- +------+            +-------------+
+//!                 fault, or again after a pause
+//! ```
+//! Promise: a step may be dropped at any await, as a kill would: it finds out by itself what it
+//! had done. A transient failure is tried again for ever, with a growing pause; a definite one
+//! stands beside the phase until `resume`.
+
+use super::{
+    finish,
+    flow::Flow,
+    phase::{Event, Phase},
+    shared::Shared,
+};
+use crate::{clock, fleet::Fleet, store::record::Stored};
+use proto::status::{Classify as _, ErrorClass, Report};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// What an operator may ask of a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    Start,
+    Pause,
+    Resume,
+    Cutover { fence: bool, timeout_s: u32, dry_run: bool },
+    Abort { dry_run: bool },
+    Cleanup { dry_run: bool },
+}
+
+/// A command and where its answer goes: lines for people.
+#[derive(Debug)]
+pub struct Request {
+    pub command: Command,
+    pub answer: oneshot::Sender<Result<Vec<String>, Report>>,
+}
+
+/// First and longest pause before a step that failed for a transient reason runs again.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// The driver of one migration.
+#[derive(Debug)]
+pub struct Driver {
+    flow: Flow,
+    pause: Duration,
+    over: bool,
+}
+
+impl Driver {
+    pub fn new(stored: Stored, shared: Arc<Shared>, fleet: Arc<Fleet>, dir: PathBuf) -> Self {
+        Self { flow: Flow::new(stored, shared, fleet, dir), pause: FIRST_PAUSE, over: false }
+    }
+
+    /// Runs until cancelled, or until the migration is cleaned up.
+    pub async fn run(mut self, mut requests: mpsc::Receiver<Request>, token: CancellationToken) {
+        while !self.over {
+            let held = self.flow.record().is_held();
+            // 1 stop   2 command   3 work
+            let outcome = tokio::select! { biased;
+                () = token.cancelled() => break,
+                request = requests.recv() => match request {
+                    Some(request) => { self.handle(request).await; continue }
+                    None => break,
+                },
+                outcome = self.flow.work(held) => outcome,
+            };
+            if self.settle(outcome, &token).await {
+                break;
+            }
+        }
+        self.flow.stop().await;
+    }
+
+    /// Records what a step came to. True: fenced, stop driving.
+    async fn settle(
+        &mut self,
+        outcome: Result<Option<Event>, Report>,
+        token: &CancellationToken,
+    ) -> bool {
+        let report = match outcome {
+            Ok(None) => return false,
+            Ok(Some(event)) => match self.advance(&event).await {
+                Ok(()) => {
+                    self.pause = FIRST_PAUSE;
+                    return false;
+                }
+                Err(report) => report,
+            },
+            Err(report) => report,
+        };
+        match report.class {
+            ErrorClass::Transient | ErrorClass::Conflict => {
+                tracing::warn!(error = %report.primary, detail = %report.detail, "trying again");
+                self.flow.shared().set_activity(format!(
+                    "{}; trying again in {:.0} s. {}",
+                    report.primary,
+                    self.pause.as_secs_f64().ceil(),
+                    report.detail
+                ));
+                tokio::select! {
+                    () = token.cancelled() => {}
+                    () = tokio::time::sleep(self.pause) => {}
+                }
+                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                self.flow.disconnect_if_lost().await;
+                false
+            }
+            ErrorClass::Fenced => {
+                tracing::error!("a newer coordinator acts on this migration; standing back");
+                self.flow.shared().set_activity("a newer coordinator acts on this migration");
+                true
+            }
+            ErrorClass::Definite | ErrorClass::Bug => {
+                tracing::error!(reason = %report.reason, error = %report.primary, detail = %report.detail, "stopped at a fault");
+                self.flow.shared().set_activity(format!("stopped: {}", report.primary));
+                if let Err(error) = self.flow.change(|record| record.fault = Some(report)).await {
+                    tracing::error!(error = %error.primary, "fault cannot be recorded");
+                    tokio::time::sleep(self.pause).await;
+                }
+                false
+            }
+        }
+    }
+
+    async fn advance(&mut self, event: &Event) -> Result<(), Report> {
+        let next = self.flow.record().phase.next(event).map_err(|error| {
+            Report::definite("ILLEGAL_TRANSITION", error.to_string()).with_class(ErrorClass::Bug)
+        })?;
+        tracing::info!(from = %self.flow.record().phase, to = %next, "phase");
+        self.flow
+            .change(|record| {
+                record.phase = next;
+                record.phase_since = clock::now();
+            })
+            .await
+    }
+
+    async fn handle(&mut self, request: Request) {
+        let answer = self.answer(request.command).await;
+        // Who asked may have gone away; the command was carried out all the same.
+        drop(request.answer.send(answer));
+    }
+
+    async fn answer(&mut self, command: Command) -> Result<Vec<String>, Report> {
+        let phase = self.flow.record().phase.clone();
+        match command {
+            Command::Start | Command::Resume => {
+                self.flow.forgive();
+                self.pause = FIRST_PAUSE;
+                self.flow
+                    .change(|record| {
+                        record.started = true;
+                        record.paused = false;
+                        record.fault = None;
+                    })
+                    .await?;
+                Ok(Vec::new())
+            }
+            Command::Pause => {
+                self.flow.hold();
+                self.flow.change(|record| record.paused = true).await?;
+                self.flow.shared().set_activity("paused; changes are still received");
+                Ok(Vec::new())
+            }
+            Command::Cutover { fence, timeout_s, dry_run } => {
+                if phase != Phase::Ready {
+                    return Err(not_now("cut over", &phase, "Wait until its phase is ready."));
+                }
+                let plan = self.flow.cutover_plan(fence).await?;
+                if !dry_run {
+                    if self.flow.record().is_held() {
+                        return Err(not_now("cut over", &phase, "Run: skein resume"));
+                    }
+                    let timeout_s = self.flow.cutover_timeout(timeout_s);
+                    let attempt = self.flow.record().attempt + 1;
+                    self.flow.change(|record| record.attempt = attempt).await?;
+                    self.advance(&Event::CutoverRequested { attempt, fence, timeout_s }).await?;
+                }
+                Ok(plan)
+            }
+            Command::Abort { dry_run } => {
+                if phase == Phase::Aborted || phase == Phase::Aborting {
+                    return Ok(Vec::new());
+                }
+                let drops = self.flow.teardown_plan(finish::Scope::Abort).await?;
+                if !dry_run {
+                    self.advance(&Event::AbortRequested).await.map_err(|_| {
+                        not_now("abort", &phase, "Wait until the cutover ended, or clean up.")
+                    })?;
+                    self.flow
+                        .change(|record| {
+                            record.started = true;
+                            record.paused = false;
+                            record.fault = None;
+                        })
+                        .await?;
+                }
+                Ok(drops)
+            }
+            Command::Cleanup { dry_run } => {
+                let unstarted = phase == Phase::Preflight;
+                if !phase.is_final() && !unstarted {
+                    return Err(not_now("clean up", &phase, "Abort it first: skein abort"));
+                }
+                let drops = self.flow.teardown_plan(finish::Scope::Cleanup).await?;
+                if !dry_run {
+                    self.flow.clean_up().await?;
+                    self.over = true;
+                }
+                Ok(drops)
+            }
+        }
+    }
+}
+
+fn not_now(what: &str, phase: &Phase, hint: &str) -> Report {
+    Report::definite("WRONG_PHASE", format!("could not {what} in phase {phase}")).with_hint(hint)
+}
+
+/// A store's refusal as the driver's.
+pub fn not_stored(error: &crate::store::Error) -> Report {
+    error.report()
+}

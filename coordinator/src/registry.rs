@@ -1,0 +1,236 @@
+//! The migrations of this coordinator, the fleet, and the comparisons under way.
+//!
+//! In: what an operator or a worker asks (`server`). Out: a [`Handle`] per migration, whose
+//! driver (`migration::driver`) does the work. Promise: a migration has one driver, and every
+//! stored migration gets one at start.
+
+use crate::{
+    clock,
+    config::Config,
+    fleet::{Fleet, supervise::Supervisor},
+    migration::{
+        driver::{self, Command, Driver},
+        shared::Shared,
+    },
+    secret,
+    store::{
+        self,
+        record::{Record, Stored},
+    },
+    verify,
+};
+use proto::{
+    status::{Classify as _, Report},
+    v1,
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+/// How long a command may take to be taken: the driver answers between two steps.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A migration, as seen from outside its driver.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub shared: Arc<Shared>,
+    commands: mpsc::Sender<driver::Request>,
+}
+
+impl Handle {
+    /// Hands a command to the driver and waits for its answer.
+    ///
+    /// # Errors
+    /// What the driver refused, and why.
+    pub async fn command(&self, command: Command) -> Result<Vec<String>, Report> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || {
+            Report::definite("NOT_RUNNING", "migration is not driven by this coordinator now")
+                .with_class(proto::status::ErrorClass::Transient)
+                .with_hint("Try again in a moment.")
+        };
+        self.commands.send(driver::Request { command, answer }).await.map_err(|_| gone())?;
+        match tokio::time::timeout(COMMAND_TIMEOUT, answered).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(gone()),
+        }
+    }
+}
+
+/// Everything that one coordinator process serves.
+#[derive(Debug)]
+pub struct Registry {
+    config: Config,
+    store: store::Shared,
+    pub fleet: Arc<Fleet>,
+    pub board: verify::Board,
+    migrations: Mutex<BTreeMap<String, Handle>>,
+    drivers: Mutex<JoinSet<()>>,
+    token: CancellationToken,
+}
+
+impl Registry {
+    /// Reads the stored migrations and starts their drivers.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn open(
+        config: Config,
+        store: store::Shared,
+        token: CancellationToken,
+    ) -> Result<Arc<Self>, store::Error> {
+        let registry = Arc::new(Self {
+            config,
+            store,
+            fleet: Arc::default(),
+            board: verify::Board::default(),
+            migrations: Mutex::default(),
+            drivers: Mutex::default(),
+            token,
+        });
+        for stored in Stored::list(&registry.store).await? {
+            registry.drive(stored);
+        }
+        Ok(registry)
+    }
+
+    fn drive(&self, stored: Stored) -> Handle {
+        let name = stored.record.spec.name.clone();
+        let shared = Arc::new(Shared::new(stored.record.clone()));
+        let (commands, requests) = mpsc::channel(16);
+        let handle = Handle { shared: Arc::clone(&shared), commands };
+        let driver = Driver::new(
+            stored,
+            shared,
+            Arc::clone(&self.fleet),
+            self.config.dir.join("migration").join(&name),
+        );
+        let token = self.token.child_token();
+        self.drivers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .spawn(async move { driver.run(requests, token).await });
+        self.migrations().insert(name, handle.clone());
+        handle
+    }
+
+    /// Records a migration and starts its driver; the same spec again finds the same one.
+    ///
+    /// # Errors
+    /// `ALREADY_EXISTS` when one of that name has another spec; `SPEC_INVALID`.
+    pub async fn create(&self, spec: v1::MigrationSpec) -> Result<Handle, Report> {
+        let spec = crate::migration::spec::checked(spec)?;
+        if let Ok(handle) = self.get(&spec.name) {
+            let existing = handle.shared.record().spec;
+            if existing.source == spec.source && existing.target == spec.target {
+                return Ok(handle);
+            }
+            return Err(Report::definite(
+                "ALREADY_EXISTS",
+                format!("migration \"{}\" exists with another source or target", spec.name),
+            )
+            .with_detail(format!("It moves {} to {}.", existing.source, existing.target))
+            .with_hint("Choose another --name, or end that one: skein abort, skein cleanup."));
+        }
+        secret::resolve("source", &spec.source)?;
+        secret::resolve("target", &spec.target)?;
+        let id = format!("{:032x}", rand::random::<u128>());
+        let record = Record::new(id, spec, clock::now());
+        let stored = Stored::create(store::Shared::clone(&self.store), record)
+            .await
+            .map_err(|error| error.report())?;
+        Ok(self.drive(stored))
+    }
+
+    /// The migration of that name; the only one when the name is empty.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub fn get(&self, name: &str) -> Result<Handle, Report> {
+        let migrations = self.migrations();
+        if let Some(handle) = migrations.get(name) {
+            return Ok(handle.clone());
+        }
+        let names: Vec<&str> = migrations.keys().map(String::as_str).collect();
+        if name.is_empty()
+            && let [only] = names[..]
+        {
+            return Ok(migrations[only].clone());
+        }
+        let detail = if names.is_empty() {
+            "There are none.".to_owned()
+        } else {
+            format!("There are: {}.", names.join(", "))
+        };
+        Err(Report::definite("NOT_FOUND", format!("migration \"{name}\" does not exist"))
+            .with_detail(detail)
+            .with_hint("See: skein list"))
+    }
+
+    /// All of them, by name.
+    pub fn list(&self) -> Vec<Handle> {
+        self.migrations().values().cloned().collect()
+    }
+
+    /// Forgets one whose driver has cleaned up.
+    pub fn forget(&self, name: &str) {
+        self.migrations().remove(name);
+    }
+
+    /// Keeps as many worker processes as the migrations ask for, until cancelled; then waits for
+    /// workers and drivers to end.
+    pub async fn supervise(&self) {
+        let slots = self.list().first().map_or(0, |handle| copy_options(handle).worker_slots);
+        let slots = if slots == 0 { DEFAULT_SLOTS } else { slots };
+        let mut supervisor = Supervisor::new(self.config.clone(), slots, self.token.child_token());
+        loop {
+            let wanted = self
+                .list()
+                .iter()
+                .filter(|handle| handle.shared.record().started)
+                .map(|handle| match copy_options(handle).workers {
+                    0 => DEFAULT_WORKERS,
+                    workers => workers,
+                })
+                .max()
+                .unwrap_or(0);
+            supervisor.grow(self.config.workers.unwrap_or(wanted));
+            tokio::select! {
+                () = self.token.cancelled() => break,
+                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            }
+        }
+        supervisor.stopped().await;
+        let mut drivers = {
+            let mut slot = self.drivers.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *slot)
+        };
+        while drivers.join_next().await.is_some() {}
+    }
+
+    /// Where this coordinator keeps its files.
+    pub fn dir(&self) -> &std::path::Path {
+        &self.config.dir
+    }
+
+    fn migrations(&self) -> MutexGuard<'_, BTreeMap<String, Handle>> {
+        self.migrations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Worker processes on one machine when the spec says nothing: source and target are the limit
+/// on most machines, two keep both busy.
+const DEFAULT_WORKERS: u32 = 2;
+/// Tasks a worker runs at once when the spec says nothing.
+const DEFAULT_SLOTS: u32 = 2;
+
+fn copy_options(handle: &Handle) -> v1::CopyOptions {
+    handle.shared.record().spec.copy.unwrap_or_default()
+}
