@@ -11,6 +11,7 @@ pub mod catch_up;
 pub mod connect;
 pub mod context;
 pub mod copying;
+pub mod cutover;
 pub mod driver;
 pub mod finish;
 pub mod flow;
