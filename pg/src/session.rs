@@ -312,9 +312,19 @@ impl Session {
 
     /// [`Session::copy_in`] inside a transaction, whose rows are in `encoding`; names in the
     /// statement are UTF-8 whatever it is.
+    ///
+    /// Bytes of no known encoding (SQL_ASCII) are checked against the server's own: under
+    /// client_encoding SQL_ASCII a text COPY lets anything into a UTF-8 database (15.20; every
+    /// other way in is checked).
     pub async fn copy_in_as(&self, sql: &Sql, encoding: &str) -> Result<CopyInSink<Bytes>> {
         let statement = self.client.prepare(sql.as_str()).await?;
-        self.switch_encoding(encoding).await?;
+        if encoding.eq_ignore_ascii_case("SQL_ASCII") {
+            let as_server = "select set_config('client_encoding', \
+                             current_setting('server_encoding'), true)";
+            self.client.batch_execute(as_server).await?;
+        } else {
+            self.switch_encoding(encoding).await?;
+        }
         Ok(self.client.copy_in(&statement).await?)
     }
 

@@ -19,6 +19,8 @@ use tracing::{info, warn};
 
 /// Shortest pause between two heartbeats, whatever the coordinator asks for.
 const INTERVAL_MIN: Duration = Duration::from_millis(50);
+/// Fewest calls in a row that failed before a worker takes itself for an orphan.
+const FAILURES_MIN: u32 = 3;
 
 /// The coordinator was silent for too long.
 #[derive(Debug)]
@@ -30,7 +32,7 @@ pub(crate) async fn run(shared: &Shared) -> Orphaned {
         Ok(interval) => interval,
         Err(orphaned) => return orphaned,
     };
-    let mut reached = true;
+    let mut failures = 0;
     let mut backoff = Backoff::new();
     loop {
         let answer = shared.client.heartbeat(shared.leases.held(), shared.holders.held()).await;
@@ -43,10 +45,10 @@ pub(crate) async fn run(shared: &Shared) -> Orphaned {
                 Err(orphaned) => return orphaned,
             },
             Ok(answer) => {
-                if !reached {
+                if failures > 0 {
                     info!("the coordinator answers again");
                 }
-                reached = true;
+                failures = 0;
                 backoff.reset();
                 obey(shared, answer);
                 tokio::select! {
@@ -55,13 +57,13 @@ pub(crate) async fn run(shared: &Shared) -> Orphaned {
                 }
             }
             Err(report) => {
-                if is_orphaned(shared) {
-                    return Orphaned;
-                }
-                if reached {
+                if failures == 0 {
                     warn!(error = %report, "the coordinator does not answer; work goes on");
                 }
-                reached = false;
+                failures += 1;
+                if is_orphaned(shared, failures) {
+                    return Orphaned;
+                }
                 backoff.pause().await;
             }
         }
@@ -72,6 +74,7 @@ pub(crate) async fn run(shared: &Shared) -> Orphaned {
 async fn register(shared: &Shared) -> Result<Duration, Orphaned> {
     let mut backoff = Backoff::new();
     let mut said: Option<Report> = None;
+    let mut failures = 0;
     loop {
         match shared.client.register(shared.slots).await {
             Ok(interval) => {
@@ -79,7 +82,8 @@ async fn register(shared: &Shared) -> Result<Duration, Orphaned> {
                 return Ok(interval.max(INTERVAL_MIN));
             }
             Err(report) => {
-                if is_orphaned(shared) {
+                failures += 1;
+                if is_orphaned(shared, failures) {
                     return Err(Orphaned);
                 }
                 if said.as_ref() != Some(&report) {
@@ -92,8 +96,9 @@ async fn register(shared: &Shared) -> Result<Duration, Orphaned> {
     }
 }
 
-fn is_orphaned(shared: &Shared) -> bool {
-    shared.client.silence() >= shared.orphan_timeout
+/// One failed call is not enough: our own process may have been stopped for a while.
+fn is_orphaned(shared: &Shared, failures: u32) -> bool {
+    failures >= FAILURES_MIN && shared.client.silence() >= shared.orphan_timeout
 }
 
 fn obey(shared: &Shared, answer: v1::HeartbeatResponse) {

@@ -23,6 +23,7 @@ mod failpoint;
 mod heartbeat;
 mod holder;
 mod lease;
+mod meter;
 mod rate;
 mod sessions;
 mod snapshot;

@@ -17,6 +17,7 @@ use crate::{
     failpoint, heartbeat,
     holder::Holders,
     lease::{Ending, Key, Lease, Leases},
+    meter::Meters,
     rate::Rate,
     sessions::Sessions,
     task::{Task, Work},
@@ -29,7 +30,7 @@ use proto::{
     v1,
 };
 use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
@@ -55,6 +56,7 @@ pub(crate) struct Shared {
     pub(crate) leases: Leases,
     pub(crate) holders: Holders,
     pub(crate) rate: Rate,
+    meters: Meters,
     /// The coordinator wants no new task to be taken.
     pub(crate) draining: watch::Sender<bool>,
     pub(crate) slots: u32,
@@ -88,6 +90,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<End, tonic::
         leases: Leases::default(),
         holders: Holders::new(&config.id),
         rate: Rate::unlimited(),
+        meters: Meters::new(),
         draining: watch::Sender::new(false),
         slots: config.slots.get(),
         orphan_timeout: config.orphan_timeout,
@@ -199,12 +202,22 @@ async fn attend(shared: &Shared, sessions: &mut Sessions, task: v1::Task) {
     let span = info_span!("task", migration = key.migration, task = key.task, token = key.token);
     async {
         let lease = shared.leases.hold(key);
+        let begun = Instant::now();
+        let kind = kind_of(&task);
         let worked = AssertUnwindSafe(work(shared, sessions, task, &lease)).catch_unwind().await;
         match worked.unwrap_or(Err(Error::Panicked)) {
-            Ok(outcome) => complete(shared, &lease.key, &outcome).await,
+            Ok(outcome) => {
+                sessions.task_ended();
+                shared.meters.finished(&lease.key.migration, kind, &outcome, begun.elapsed());
+                complete(shared, &lease.key, &outcome).await;
+            }
             Err(error) => {
                 // What the task had begun is rolled back by closing its sessions.
+                if matches!(error, Error::Ended(_)) {
+                    sessions.abandon().await;
+                }
                 sessions.clear();
+                shared.meters.returned(&lease.key.migration, kind);
                 release(shared, &lease.key, &error).await;
             }
         }
@@ -304,6 +317,16 @@ where
                 return;
             }
         }
+    }
+}
+
+/// Word for logs and metrics.
+fn kind_of(task: &v1::Task) -> &'static str {
+    match task.work {
+        Some(v1::task::Work::Copy(_)) => "copy",
+        Some(v1::task::Work::Build(_)) => "build",
+        Some(v1::task::Work::Verify(_)) => "verify",
+        None => "none",
     }
 }
 

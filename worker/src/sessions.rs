@@ -12,27 +12,42 @@ use crate::{
     error::{Error, Result, Side},
     task::Task,
 };
-use pg::{Conninfo, Session, Settings, sql, sql::Literal};
+use futures::future::join_all;
+use pg::{Conninfo, Session, Settings, session::CancelToken, sql, sql::Literal};
+use std::time::Duration;
 
 /// Idle sessions of one slot.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     read: Option<(Origin, Session)>,
     write: Option<(Origin, Session)>,
+    /// Of the sessions in use.
+    cancels: Vec<CancelToken>,
 }
 
 /// For whom a session was opened.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Origin {
     migration: String,
     epoch: u64,
-    conninfo: String,
+    conninfo: Conninfo,
 }
+
+/// How long a cancel request may take; the session is closed whether it succeeds or not.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Origin {
     fn new(task: &Task, conninfo: &Conninfo) -> Self {
-        let conninfo = conninfo.expose().to_owned();
+        let conninfo = conninfo.clone();
         Self { migration: task.migration.clone(), epoch: task.epoch, conninfo }
+    }
+}
+
+impl PartialEq for Origin {
+    fn eq(&self, other: &Self) -> bool {
+        self.migration == other.migration
+            && self.epoch == other.epoch
+            && self.conninfo.expose() == other.conninfo.expose()
     }
 }
 
@@ -40,20 +55,26 @@ impl Sessions {
     /// A read-only session on the source.
     pub(crate) async fn read(&mut self, task: &Task, role: &str) -> Result<Session> {
         let idle = self.read.take();
-        if let Some(session) = renamed(idle, &Origin::new(task, &task.source), task, role).await {
-            return Ok(session);
-        }
-        open_read(task, Side::Source, role).await
+        let idle = renamed(idle, &Origin::new(task, &task.source), task, role).await;
+        let session = match idle {
+            Some(session) => session,
+            None => open_read(task, Side::Source, role).await?,
+        };
+        self.cancels.push(session.cancel_token());
+        Ok(session)
     }
 
     /// A writing session on the target; triggers and foreign keys do not fire in it where the
     /// server lets us say so.
     pub(crate) async fn write(&mut self, task: &Task, role: &str) -> Result<Session> {
         let idle = self.write.take();
-        if let Some(session) = renamed(idle, &Origin::new(task, &task.target), task, role).await {
-            return Ok(session);
-        }
-        open_write(task, role).await
+        let idle = renamed(idle, &Origin::new(task, &task.target), task, role).await;
+        let session = match idle {
+            Some(session) => session,
+            None => open_write(task, role).await?,
+        };
+        self.cancels.push(session.cancel_token());
+        Ok(session)
     }
 
     /// Keeps a session whose transaction ended well.
@@ -66,9 +87,25 @@ impl Sessions {
         self.write = Some((Origin::new(task, &task.target), session));
     }
 
+    /// The task in hand has ended: nothing of it is left to cancel.
+    pub(crate) fn task_ended(&mut self) {
+        self.cancels.clear();
+    }
+
     /// Closes what is idle.
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
+    }
+
+    /// Cancels what sessions that were dropped in the middle of a statement still run, and
+    /// closes what is idle. A server notices a closed session at its next write, from 14 on
+    /// within two seconds; a lock that someone waits for is not held that long.
+    pub(crate) async fn abandon(&mut self) {
+        let cancels = std::mem::take(&mut self.cancels);
+        let cancelling = join_all(cancels.iter().map(CancelToken::cancel));
+        // Best effort: a server that is gone has nothing to cancel.
+        let _ = tokio::time::timeout(CANCEL_TIMEOUT, cancelling).await;
+        self.clear();
     }
 }
 

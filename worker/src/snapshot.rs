@@ -24,8 +24,8 @@ pub(crate) async fn import(session: &Session, names: &[String]) -> Result<bool> 
     Ok(false)
 }
 
-/// What the server says of a name whose exporter is gone, or that never was: 22023 (to 15)
-/// or 42704 (no such file), 55000 (its process or transaction is gone).
+/// What the server says of a name whose exporter is gone, or that never was: 22023, 42704 or
+/// 58P01 by version (no such file), 55000 (its process or transaction is gone).
 fn is_dead(error: &pg::Error) -> bool {
-    matches!(error.sqlstate(), Some("22023" | "42704" | "55000"))
+    matches!(error.sqlstate(), Some("22023" | "42704" | "55000" | "58P01"))
 }

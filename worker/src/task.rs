@@ -109,6 +109,10 @@ impl TryFrom<v1::task::Work> for Work {
     fn try_from(work: v1::task::Work) -> Result<Self> {
         Ok(match work {
             v1::task::Work::Copy(work) => Self::Copy(Box::new(work.try_into()?)),
+            // Its mark would say that something was done.
+            v1::task::Work::Build(work) if work.statements.is_empty() => {
+                return Err(malformed("a build has no statements"));
+            }
             v1::task::Work::Build(work) => {
                 Self::Build(Build { object: work.object, statements: work.statements })
             }
@@ -180,8 +184,9 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_range_is_refused() {
+    fn an_empty_range_or_build_is_refused() {
         let work = v1::CopyWork { first_block: 5, end_block: Some(5), ..Default::default() };
         assert!(Copy::try_from(work).is_err());
+        assert!(Work::try_from(v1::task::Work::Build(v1::BuildWork::default())).is_err());
     }
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use worker::config::{Address, Config};
 
 /// The part of schema `skein` that a worker touches (coordinator/src/target.rs).
-const TASK_TABLE: &str = "create schema skein;
+pub(crate) const TASK_TABLE: &str = "create schema skein;
 create table skein.task (
   task_id bigint primary key, kind text not null, relid oid, snapshot_epoch int not null,
   stage int not null, size_bytes bigint not null, plan jsonb not null,

@@ -35,3 +35,39 @@ async fn an_index_is_built_once_and_all_or_nothing() {
     bench.coordinator.released(ReleaseCause::Fenced).await;
     assert_eq!(bench.target.value(indexes).await, "2");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_build_no_longer_runs_on_the_server() {
+    let mut bench = Bench::new().await;
+    bench.work(1);
+    // Neither reads nor writes its connection, as a long sort does.
+    let task = bench.task("build", build(&["select pg_sleep(60)"])).await;
+    bench.coordinator.offer(task.clone());
+    let name = format!("skein/m/3/build/{}.10", task.task_id);
+    let running = format!(
+        "select count(*) from pg_stat_activity where application_name = '{name}' \
+         and wait_event = 'PgSleep' and datname = current_database()"
+    );
+    bench.target.until(&running, "1").await;
+    let lease = bench
+        .coordinator
+        .until("lease", |state| state.beats.values().find_map(|beat| beat.leases.first().cloned()))
+        .await;
+    bench.coordinator.state().answer.revoked = vec![lease];
+    bench.coordinator.released(ReleaseCause::HandedBack).await;
+    // client_connection_check_interval alone would take up to two seconds.
+    let begun = std::time::Instant::now();
+    bench.target.until(&running, "0").await;
+    assert!(begun.elapsed() < std::time::Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_without_statements_is_no_build() {
+    let mut bench = Bench::new().await;
+    bench.work(1);
+    let task = bench.task("build", build(&[])).await;
+    bench.coordinator.offer(task.clone());
+    let error = bench.coordinator.released(ReleaseCause::Failed).await;
+    assert_eq!(error.reason, "TASK_MALFORMED");
+    assert!(!bench.is_marked(&task).await);
+}

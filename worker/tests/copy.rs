@@ -154,6 +154,31 @@ async fn names_and_values_of_another_encoding_arrive() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn bytes_of_no_known_encoding_arrive_or_are_refused() {
+    let options = "encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C'";
+    let mut bench = Bench::with_source_options(options, "SQL_ASCII").await;
+    bench.both("create table public.t (v text)").await;
+    bench.source.run("insert into public.t values ('\u{e4} is two bytes')").await;
+    bench.export().await;
+    bench.work(1);
+    let task = bench.chunk(Chunk::whole("t", &["v"])).await;
+    bench.coordinator.run(task).await;
+    let bytes = "select encode(convert_to(v, getdatabaseencoding()), 'hex') from public.t";
+    assert_eq!(bench.source.value(bytes).await, bench.target.value(bytes).await);
+    bench.source.run("insert into public.t values (E'\\xe4')").await;
+    bench.export().await;
+    for binary in [false, true] {
+        let chunk = Chunk { table: "t", columns: &["v"], binary, blocks: (0, None) };
+        let task = bench.chunk(chunk).await;
+        bench.coordinator.offer(task);
+        let error = bench.coordinator.released(v1::ReleaseCause::Failed).await;
+        assert_eq!(error.class(), v1::ErrorClass::Definite, "{error:?}");
+        assert!(error.detail.contains("22021"), "{error:?}");
+    }
+    assert_eq!(bench.target.value("select count(*) from public.t").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_row_larger_than_the_read_ahead_passes() {
     let mut bench = Bench::new().await;
     bench.both("create table public.wide (id int, b bytea)").await;

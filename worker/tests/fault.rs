@@ -1,9 +1,10 @@
 //! What fails in the middle of a chunk leaves nothing behind, and the next try is equal.
 
 use crate::{
-    bench::{Bench, Chunk},
+    bench::{Bench, Chunk, Database, TASK_TABLE},
     coordinator::until,
 };
+use loadtest::cluster::postgres::{Postgres, Stop};
 use proto::v1::{ErrorClass, ReleaseCause};
 use std::time::{Duration, Instant};
 
@@ -67,6 +68,42 @@ async fn a_session_ended_in_mid_copy_on_either_side_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_target_stopped_in_mid_copy_takes_the_chunk_once_it_is_back() {
+    let started = tokio::task::spawn_blocking(|| Postgres::builder().start().unwrap());
+    let mut server = started.await.unwrap();
+    let mut bench = slow_bench().await;
+    bench.target = Database::open(server.conninfo("postgres")).await;
+    bench.target.run(TASK_TABLE).await;
+    bench.target.run("create table public.t (id int, v text)").await;
+    let task = bench.chunk(WHOLE).await;
+    bench.coordinator.offer(task.clone());
+    in_mid_copy(&bench).await;
+    let mut server = tokio::task::spawn_blocking(move || {
+        server.stop(Stop::Immediate).unwrap();
+        server
+    })
+    .await
+    .unwrap();
+    let error = bench.coordinator.released(ReleaseCause::Failed).await;
+    assert_eq!(error.class(), ErrorClass::Transient, "{error:?}");
+    bench.coordinator.offer(task.clone());
+    let error = bench.coordinator.released(ReleaseCause::Failed).await;
+    assert_eq!(error.reason, "TARGET_UNREACHABLE");
+    assert_eq!(error.class(), ErrorClass::Transient, "{error:?}");
+    let server = tokio::task::spawn_blocking(move || {
+        server.start_again().unwrap();
+        server
+    });
+    let server = server.await.unwrap();
+    full_speed(&bench);
+    bench.target = Database::open(server.conninfo("postgres")).await;
+    assert_eq!(bench.target.value("select count(*) from public.t").await, "0");
+    bench.coordinator.run(task).await;
+    bench.assert_equal("t").await;
+    bench.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_chunk_ends_at_once_and_its_lock_is_gone() {
     let mut bench = slow_bench().await;
     let task = bench.chunk(WHOLE).await;
@@ -75,7 +112,7 @@ async fn a_revoked_chunk_ends_at_once_and_its_lock_is_gone() {
     let waiting = {
         let conninfo = bench.source.conninfo.clone();
         async move {
-            let waiter = crate::bench::Database::open(conninfo).await;
+            let waiter = Database::open(conninfo).await;
             waiter.run("alter table public.t add w int").await;
         }
     };

@@ -47,7 +47,7 @@ async fn a_snapshot_survives_its_exporter_and_a_lost_holder() {
          where application_name = 'skein/m/3/holder/{one}' and datname = current_database()"
     );
     assert_eq!(bench.source.value(&end).await, "1");
-    let again = held_by(&bench, &one, &[name_one.clone()]).await;
+    let again = held_by(&bench, &one, std::slice::from_ref(&name_one)).await;
     let mut task = bench.chunk(Chunk::whole("t", &["id"])).await;
     crate::bench::copy_of(&mut task).snapshots = vec![name_one, again];
     bench.coordinator.run(task).await;
