@@ -66,8 +66,8 @@ pub(crate) fn class_of(error: &pg::Error) -> ErrorClass {
 impl Classify for Error {
     fn class(&self) -> ErrorClass {
         match self {
-            // a table dropped since the survey: survey again
-            Self::Change { source, .. } if source.sqlstate() == Some("42P01") => {
+            // a table dropped since the survey, or what another attempt made: look again
+            Self::Change { source, .. } if matches!(source.sqlstate(), Some("42P01" | "42710")) => {
                 ErrorClass::Transient
             }
             Self::Read { source, .. } | Self::Change { source, .. } => class_of(source),

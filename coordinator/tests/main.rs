@@ -3,6 +3,16 @@
 //! `cfg(test)` on each module lets its helper functions unwrap, too (clippy.toml).
 
 #[cfg(test)]
+mod identity;
+#[cfg(test)]
 mod preflight;
 #[cfg(test)]
+mod publication;
+#[cfg(test)]
 mod schema;
+#[cfg(test)]
+mod slot;
+#[cfg(test)]
+mod stand;
+#[cfg(test)]
+mod watch;

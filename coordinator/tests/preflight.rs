@@ -40,6 +40,11 @@ fn failed(checks: &[Check]) -> Vec<String> {
         .collect()
 }
 
+/// Without this machine: client programs of 17 stand beside the server, in its chroot.
+fn failed_on_servers(checks: &[Check]) -> Vec<String> {
+    failed(checks).into_iter().filter(|name| !name.starts_with("coordinator")).collect()
+}
+
 fn check<'a>(checks: &'a [Check], place: &str, name: &str) -> &'a Check {
     checks
         .iter()
@@ -89,4 +94,192 @@ async fn the_same_database_on_both_ends_is_refused_and_its_neighbour_is_not() {
     let checks = run(&spec(), &one, &other).await;
     assert_eq!(failed(&checks), Vec::<String>::new());
     assert_eq!(check(&checks, "both", "same_database").outcome(), CheckOutcome::Warning);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_let_us_in_leaves_the_other_s_checks() {
+    let source = Postgres::builder().password("right").start().unwrap();
+    let target = Postgres::builder().start().unwrap();
+    let to = target.conninfo("postgres");
+    let nobody = "postgresql://postgres:s3cret@127.0.0.1:1/postgres?sslmode=disable";
+    let port = source.port();
+    let wrong = format!("postgresql://postgres:s3cret@127.0.0.1:{port}/postgres?sslmode=disable");
+    let none = format!("postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable");
+    let database = format!("postgresql://postgres:right@127.0.0.1:{port}/nope?sslmode=disable");
+    let role = format!("postgresql://nobody:s3cret@127.0.0.1:{port}/postgres?sslmode=disable");
+    let tls = format!("postgresql://postgres:s3cret@127.0.0.1:{port}/postgres?sslmode=require");
+    for (conninfo, found, fix) in [
+        (nobody, "cannot be reached", "firewall"),
+        (&wrong, "password was refused", "password"),
+        (&none, "password is asked for", "password"),
+        (&database, "database does not exist", "create database \"nope\""),
+        (&role, "password was refused", "password"),
+        (&tls, "no agreement on TLS", "sslmode"),
+    ] {
+        let checks = run(&spec(), conninfo, &to).await;
+        let connection = check(&checks, "source", "connection");
+        assert_eq!(connection.outcome(), CheckOutcome::Failure);
+        assert!(connection.found.contains(found), "{connection:?}");
+        assert!(connection.fix.contains(fix), "{connection:?}");
+        assert_eq!(failed(&checks), ["source connection"]);
+        assert!(check(&checks, "target", "target_empty").outcome() == CheckOutcome::Pass);
+        assert!(!format!("{checks:?}").contains("s3cret"));
+    }
+}
+
+#[tokio::test]
+async fn a_plain_role_is_told_each_right_that_it_lacks_and_passes_once_granted() {
+    for major in [15, 17] {
+        let Some(source) = Postgres::builder().major(major).start_or_skip().unwrap() else {
+            continue;
+        };
+        let target = Postgres::builder().major(major).start().unwrap();
+        source
+            .psql(
+                "postgres",
+                "create role owner; create role mover login; create schema app;
+                 create table app.t (id int primary key); alter table app.t owner to owner;
+                 create table app.secret (id int primary key); alter table app.secret owner to owner;
+                 alter table app.secret enable row level security, force row level security;
+                 create table app.keyless (a int); alter table app.keyless owner to owner;",
+            )
+            .unwrap();
+        target.psql("postgres", "create role mover login").unwrap();
+        let from = source.conninfo_as("mover", "x", "postgres");
+        let to = target.conninfo_as("mover", "x", "postgres");
+        let checks = run(&spec(), &from, &to).await;
+        assert_eq!(
+            failed_on_servers(&checks),
+            [
+                "source replication_role",
+                "source read_tables",
+                "source table_owner",
+                "source row_security",
+                "source create_on_database",
+                "source replication_connection",
+                "source replica_identity",
+                "target create_on_database",
+                "target roles",
+            ]
+        );
+        for check in &checks {
+            assert!(!check.found.contains("could not be checked"), "{check:?}");
+        }
+        // each fix is a statement that can be pasted
+        for check in checks.iter().filter(|check| check.outcome() != CheckOutcome::Pass) {
+            let server = match check.r#where.as_str() {
+                "source" => &source,
+                "target" => &target,
+                _ => continue,
+            };
+            server.psql("postgres", &check.fix).unwrap();
+        }
+        let checks = run(&spec(), &from, &to).await;
+        assert_eq!(failed_on_servers(&checks), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn settings_that_would_lose_the_slot_or_the_snapshot_are_found() {
+    let source = Postgres::builder()
+        .setting("max_replication_slots", "1")
+        .setting("max_wal_senders", "1")
+        .setting("wal_sender_timeout", "5s")
+        .setting("max_slot_wal_keep_size", "100MB")
+        .setting("old_snapshot_threshold", "60")
+        .setting("max_locks_per_transaction", "10")
+        .setting("max_connections", "12")
+        .start()
+        .unwrap();
+    let target = Postgres::builder().start().unwrap();
+    source
+        .psql(
+            "postgres",
+            "do $$ begin for i in 1..1200 loop
+               execute format('create table t%s (id int primary key)', i);
+               if i % 100 = 0 then commit; end if;
+             end loop; end $$",
+        )
+        .unwrap();
+    let checks = run(&spec(), &source.conninfo("postgres"), &target.conninfo("postgres")).await;
+    assert_eq!(
+        failed(&checks),
+        [
+            "source replication_slots",
+            "source wal_senders",
+            "source old_snapshot_threshold",
+            "source lock_slots",
+            "source connections",
+        ]
+    );
+    for name in ["wal_sender_timeout", "max_slot_wal_keep_size"] {
+        assert_eq!(check(&checks, "source", name).outcome(), CheckOutcome::Warning);
+    }
+    assert!(check(&checks, "source", "lock_slots").fix.contains("max_locks_per_transaction = "));
+}
+
+#[tokio::test]
+async fn what_the_stream_cannot_carry_is_said_before() {
+    let source = Postgres::builder().start().unwrap();
+    let target = Postgres::builder().start().unwrap();
+    source
+        .psql(
+            "postgres",
+            "create unlogged table u (id int primary key); select lo_create(0);
+             create table t (id int primary key);
+             create function f() returns trigger language plpgsql as 'begin return new; end';
+             create trigger always before insert on t for each row execute function f();
+             alter table t enable always trigger always;
+             create extension postgres_fdw;
+             create server far foreign data wrapper postgres_fdw;
+             create foreign table ft (id int) server far;
+             create table late (id int); alter table late add primary key (id) deferrable;
+             begin; insert into t values (1); prepare transaction 'pending';",
+        )
+        .unwrap();
+    let mut spec = spec();
+    spec.identity = Some(proto::v1::Identity {
+        all: proto::v1::IdentityChoice::Full.into(),
+        ..proto::v1::Identity::default()
+    });
+    let checks = run(&spec, &source.conninfo("postgres"), &target.conninfo("postgres")).await;
+    assert_eq!(failed(&checks), Vec::<String>::new());
+    for name in [
+        "unlogged_tables",
+        "large_objects",
+        "always_triggers",
+        "foreign_tables",
+        "prepared_transactions",
+        "replica_identity",
+    ] {
+        assert_eq!(check(&checks, "source", name).outcome(), CheckOutcome::Warning, "{name}");
+    }
+    let identity = check(&checks, "source", "replica_identity");
+    assert!(identity.detail.contains(r#""public"."late""#), "{identity:?}");
+    assert!(identity.detail.contains("put back at teardown"));
+}
+
+#[tokio::test]
+async fn an_earlier_run_is_told_from_a_stranger_s_schema_and_misspelt_patterns_are_named() {
+    let source = Postgres::builder().start().unwrap();
+    let target = Postgres::builder().start().unwrap();
+    source.psql("postgres", "create table t (id int primary key)").unwrap();
+    let session = target.client("postgres").await.unwrap();
+    session.batch(&coordinator::target::ddl()).await.unwrap();
+    let (from, to) = (source.conninfo("postgres"), target.conninfo("postgres"));
+    assert_eq!(failed(&run(&spec(), &from, &to).await), ["target schema_skein"]);
+    let row = "insert into skein.migration (schema_version, migration_id, name, spec)
+               values (1, 'x', 'm', '{}'); create table public.t (id int)";
+    target.psql("postgres", row).unwrap();
+    let checks = run(&spec(), &from, &to).await;
+    assert_eq!(failed(&checks), Vec::<String>::new());
+    let other = MigrationSpec { name: "n".into(), ..spec() };
+    assert_eq!(
+        failed(&run(&other, &from, &to).await),
+        ["target schema_skein", "target target_empty"]
+    );
+    let filter =
+        proto::v1::Filter { exclude_tables: vec!["public.T_".into()], ..Default::default() };
+    let checks = run(&MigrationSpec { filter: Some(filter), ..spec() }, &from, &to).await;
+    assert!(check(&checks, "source", "filter").found.contains(r#""public"."t_""#));
 }

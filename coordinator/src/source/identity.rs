@@ -21,8 +21,8 @@ mod setting;
 mod survey;
 
 pub use decide::{Choices, Decision, MissingIdentity, Publish, decide};
-pub(in crate::source) use setting::briefly_locked;
 pub use setting::{Original, Originals, originals, restore_identities, set_identities};
+pub(in crate::source) use setting::{briefly_locked, holders_of};
 pub use survey::{Survey, survey};
 
 /// `pg_class.relreplident`.

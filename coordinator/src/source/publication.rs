@@ -8,14 +8,14 @@
 
 use super::{
     Error, LOCK_PAUSE,
-    identity::{Decision, Publish, briefly_locked},
+    identity::{Decision, Publish, briefly_locked, holders_of},
 };
 use crate::migration::context::Context;
 use pg::{
     Session, Sql, TableName, sql,
     sql::{Ident, Literal},
 };
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 /// and how many tables are locked (SHARE UPDATE EXCLUSIVE) at a time.
 const TABLES_PER_STATEMENT: usize = 500;
 
-/// How long a batch may wait for its locks, over all attempts. VACUUM and CREATE INDEX
+/// How long one call waits for its locks, over all attempts. VACUUM and CREATE INDEX
 /// CONCURRENTLY conflict, and may take long.
 const LOCK_DEADLINE: Duration = Duration::from_secs(600);
 
@@ -157,40 +157,63 @@ async fn fill(session: &Session, publication: &str, wanted: &[&Decision]) -> Res
     alter(session, publication, "add", &missing).await
 }
 
+/// Adds or drops in batches. A batch whose locks are not had in time is halved, down to the
+/// tables that are locked; those are tried until the deadline.
 async fn alter(
     session: &Session,
     publication: &str,
     verb: &'static str,
     tables: &[&TableName],
 ) -> Result<(), Error> {
-    for batch in tables.chunks(TABLES_PER_STATEMENT) {
+    let begun = Instant::now();
+    let mut batches: VecDeque<&[&TableName]> = tables.chunks(TABLES_PER_STATEMENT).collect();
+    while let Some(batch) = batches.pop_front() {
         // ONLY: a child by inheritance has an identity of its own
         let list = Sql::join(batch.iter().map(|&table| sql!("only {}", table)), ", ");
         let statement = sql!("alter publication {} {} table {}", Ident(publication), verb, list);
-        patiently(session, publication, &statement).await?;
+        match (briefly_locked(session, &statement).await, batch) {
+            (Ok(()), _) => {}
+            (Err(error), [table]) if is_lock_failure(&error) => {
+                if begun.elapsed() >= LOCK_DEADLINE {
+                    let blockers = holders_of(session, table).await.unwrap_or_default();
+                    let (table, waited) = ((*table).clone(), begun.elapsed());
+                    return Err(Error::Locked { table, waited, blockers });
+                }
+                tracing::info!(publication, table = %table, "lock not had in time, trying again");
+                batches.push_back(batch);
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            (Err(error), _) if is_lock_failure(&error) => {
+                let (one, other) = batch.split_at(batch.len() / 2);
+                batches.extend([one, other]);
+            }
+            (Err(error), _) => return Err(refused(publication, error)),
+        }
     }
     Ok(())
 }
 
+/// Runs a statement on the publication itself until its lock is had.
 async fn patiently(session: &Session, publication: &str, statement: &Sql) -> Result<(), Error> {
     let begun = Instant::now();
     loop {
         match briefly_locked(session, statement).await {
             Ok(()) => return Ok(()),
-            Err(error)
-                if matches!(error.sqlstate(), Some("55P03" | "40P01" | "40001"))
-                    && begun.elapsed() < LOCK_DEADLINE =>
-            {
+            Err(error) if is_lock_failure(&error) && begun.elapsed() < LOCK_DEADLINE => {
                 tracing::info!(publication, "lock not had in time, trying again");
                 tokio::time::sleep(LOCK_PAUSE).await;
             }
-            // made by an attempt whose answer was lost
-            Err(error) if error.sqlstate() == Some("42710") => return Ok(()),
-            Err(error) => {
-                return Err(Error::change(format!("publication \"{publication}\""))(error));
-            }
+            Err(error) => return Err(refused(publication, error)),
         }
     }
+}
+
+fn is_lock_failure(error: &pg::Error) -> bool {
+    matches!(error.sqlstate(), Some("55P03" | "40P01" | "40001"))
+}
+
+fn refused(publication: &str, error: pg::Error) -> Error {
+    Error::change(format!("publication \"{publication}\""))(error)
 }
 
 async fn read(session: &Session, publication: &str) -> Result<Option<Present>, Error> {

@@ -165,7 +165,7 @@ async fn application_of(session: &Session, pid: i32) -> Result<Option<String>, E
 }
 
 /// Transactions with a transaction id, prepared ones too, of the whole server: creation of a
-/// slot waits for each. Oldest first. Ours (`skein/...`) are left out.
+/// slot waits for each. Oldest first.
 ///
 /// # Errors
 /// When they cannot be read.
@@ -173,12 +173,14 @@ pub async fn blockers(session: &Session) -> Result<Vec<OpenTransaction>, Error> 
     read_open(session, &open_transactions("a.backend_xid is not null")).await
 }
 
-/// The oldest open transaction, with or without a transaction id.
+/// The oldest open transaction of others, with or without a transaction id.
 ///
 /// # Errors
 /// When it cannot be read.
 pub async fn oldest_transaction(session: &Session) -> Result<Option<OpenTransaction>, Error> {
-    let any = "a.state is distinct from 'idle' and a.xact_start is not null";
+    let any = "a.state is distinct from 'idle' and a.xact_start is not null
+            and coalesce(a.backend_type, 'client backend') = 'client backend'
+            and coalesce(a.application_name, '') not like 'skein/%'";
     Ok(read_open(session, &open_transactions(any)).await?.into_iter().next())
 }
 
@@ -190,8 +192,7 @@ fn open_transactions(which: &'static str) -> Sql {
                 coalesce(greatest(extract(epoch from clock_timestamp() - a.xact_start), 0), 0)
                   ::int8 as age_s
            from pg_stat_activity a
-          where a.pid <> pg_backend_pid() and a.backend_type = 'client backend'
-            and coalesce(a.application_name, '') not like 'skein/%' and {}
+          where a.pid <> pg_backend_pid() and {}
          union all
          select null, gid, '', owner::text, database::text, transaction::text,
                 greatest(extract(epoch from clock_timestamp() - prepared), 0)::int8

@@ -112,7 +112,7 @@ async fn read_tables(source: &Server, plan: &Plan<'_>) -> pg::Result<Vec<Check>>
         failure(
             name,
             Place::Source,
-            format!("{} cannot be read", count(unreadable.len(), "table or sequence")),
+            format!("{} cannot be read", count(unreadable.len(), "relation")),
         )
         .detail(format!("{}.", some(&unreadable)))
         .fix(fix),

@@ -69,7 +69,7 @@ async fn slots(source: &Server) -> pg::Result<Vec<Check>> {
         .query_one(
             &sql!(
                 "select (select count(*) from pg_replication_slots),
-                        (select count(*) from pg_stat_activity where backend_type = 'walsender')"
+                        (select count(*) from pg_stat_replication)"
             ),
             &[],
         )
@@ -280,8 +280,7 @@ async fn connections(server: &Server, needed: i64) -> pg::Result<Vec<Check>> {
         .session
         .query_one(
             &sql!(
-                "select (select count(*) from pg_stat_activity
-                          where backend_type = 'client backend'),
+                "select (select count(*) from pg_stat_activity where datid is not null),
                         (select datconnlimit from pg_database where datname = current_database()),
                         (select count(*) from pg_stat_activity
                           where datname = current_database()),
