@@ -9,6 +9,8 @@ mod preflight;
 #[cfg(test)]
 mod publication;
 #[cfg(test)]
+mod replay;
+#[cfg(test)]
 mod schema;
 #[cfg(test)]
 mod slot;

@@ -189,8 +189,7 @@ impl Applier {
             }
         }
 
-        let has_columns = table.written().next().is_some();
-        if has_columns && fold.inserts.len() >= BULK_ROWS {
+        if !relation.written.is_empty() && fold.inserts.len() >= BULK_ROWS {
             self.run(few).await?;
             return self.insert_copied(relation, &fold.inserts, end_lsn).await;
         }
@@ -305,9 +304,9 @@ impl Applier {
     }
 
     async fn insert_copied(&mut self, of: &Relation, rows: &[Row], end_lsn: PgLsn) -> Result<()> {
-        let columns: Vec<usize> = of.table.written().collect();
+        let columns = &of.written;
         let sql =
-            sql!("copy {} ({}) from stdin", of.table.name, statement::names(&of.table, &columns));
+            sql!("copy {} ({}) from stdin", of.table.name, statement::names(&of.table, columns));
         let copied = self
             .copy(&sql, rows.iter().map(|row| columns.iter().map(|&at| &row[at])))
             .await

@@ -96,7 +96,10 @@ impl Table {
             return Ok(());
         }
         // Leaves of one root may differ in their identity.
-        let fits = |folding: &Folding| folding.relation.identity == change.relation.identity;
+        let fits = |folding: &Folding| {
+            let (open, new) = (&folding.relation, &change.relation);
+            Arc::ptr_eq(open, new) || open.identity == new.identity && open.written == new.written
+        };
         if !self.folding.as_ref().is_some_and(fits) {
             self.close();
         }

@@ -21,6 +21,7 @@ use super::{
 };
 use bytes::Bytes;
 use pg::{PgLsn, TableName};
+use proto::status::{Classify as _, ErrorClass};
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
@@ -176,7 +177,15 @@ impl Dispatcher {
                 Ok(())
             }
             Item::Begin(begin) => self.begin(begin).await,
-            Item::Change(bytes) => self.change(&bytes).await,
+            Item::Change(bytes) => {
+                let taken = self.change(&bytes).await;
+                if taken.as_ref().is_err_and(|error| error.class() == ErrorClass::Definite) {
+                    // A person mends the target for this change: what was before it is in.
+                    self.flush().await?;
+                    self.quiesce().await?;
+                }
+                taken
+            }
             Item::Commit { end_lsn } => self.commit(end_lsn).await,
             Item::Position(position) => self.position(position).await,
         }

@@ -27,8 +27,10 @@ pub fn delete(relation: &Relation, old: &Row, end_lsn: PgLsn) -> Statement {
 /// Sets what differs in the one row that is `old`; None when nothing does.
 pub fn update(relation: &Relation, old: &Row, new: &Row, end_lsn: PgLsn) -> Option<Statement> {
     let table = &*relation.table;
-    let set: Vec<usize> = table
-        .written()
+    let set: Vec<usize> = relation
+        .written
+        .iter()
+        .copied()
         .filter(|&at| new[at] != Value::UnchangedToast && new[at] != old[at])
         .collect();
     if set.is_empty() {

@@ -36,6 +36,21 @@ pub async fn take(
     taken
 }
 
+/// Waits for what is open and makes every commit before it durable: locking a row writes WAL, and
+/// this commit is awaited.
+///
+/// # Errors
+/// When the session fails.
+pub async fn settle(session: &Session) -> Result<()> {
+    session
+        .batch(&sql!(
+            "begin; set local synchronous_commit = on; \
+             select from skein.lane order by lane for update; commit"
+        ))
+        .await
+        .map_err(Error::target("settle the lanes"))
+}
+
 async fn take_inside(
     session: &Session,
     epoch: u64,

@@ -47,6 +47,8 @@ pub struct Relation {
     pub plan: Arc<RelationPlan>,
     pub table: Arc<Table>,
     pub identity: Identity,
+    /// Columns that an INSERT gives, ascending: what the stream has and the target does not generate.
+    pub written: Vec<usize>,
     /// Leaves of the plan that go to the same table of the target.
     pub siblings: usize,
     /// Its rows are spread over lanes by key.
@@ -87,12 +89,16 @@ impl Relation {
                 key.push(at);
             }
         }
-        if let Some(missing) = table.written().find(|at| !map.contains(at)) {
+        // A column with a default may have been added here before the stream comes to it.
+        let missing = |at: &usize| table.columns[*at].required && !map.contains(at);
+        if let Some(missing) = table.written().find(missing) {
             return Err(format!(
-                "column \"{}\" of the target is missing on the source",
+                "column \"{}\" of the target is missing on the source, it is NOT NULL and has no \
+                 default",
                 table.columns[missing].name
             ));
         }
+        let written = table.written().filter(|at| map.contains(at)).collect();
         key.sort_unstable();
         let identity = match message.replica_identity {
             pgoutput::ReplicaIdentity::Full => Identity::Full,
@@ -106,7 +112,7 @@ impl Relation {
                 Identity::Key(key)
             }
         };
-        Ok(Self { plan, table, identity, siblings: 1, by_key: false, map })
+        Ok(Self { plan, table, identity, written, siblings: 1, by_key: false, map })
     }
 
     /// Columns of the identity, if it is a key.
@@ -115,6 +121,17 @@ impl Relation {
             Identity::Key(key) => Some(key),
             Identity::Full | Identity::Nothing => None,
         }
+    }
+
+    /// A column that was in the stream before, is not now, and still stands on the target.
+    pub fn dropped_since(&self, before: &Self) -> Option<&str> {
+        let dropped = |name: &&str| {
+            let here = |relation: &Self| {
+                relation.map.iter().any(|&at| relation.table.columns[at].name == **name)
+            };
+            here(before) && !here(self)
+        };
+        self.table.columns.iter().map(|column| column.name.as_str()).find(dropped)
     }
 
     /// A tuple of the stream in the order of the target's columns.
@@ -199,7 +216,9 @@ pub(crate) mod tests {
     #[test]
     fn a_column_on_one_side_only_is_named() {
         let fit = |there: &[&str], here: Vec<pgoutput::Column>| {
-            let table = Arc::new(table::sample("t", there, None));
+            let mut table = table::sample("t", there, None);
+            table.columns.iter_mut().for_each(|column| column.required = true);
+            let table = Arc::new(table);
             Relation::fit(&message(here), Arc::new(plan("t")), table).unwrap_err()
         };
         assert!(fit(&["a"], vec![column("a", true), column("b", false)]).contains("\"b\""));

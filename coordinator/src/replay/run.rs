@@ -127,6 +127,7 @@ impl Replay {
             match report.class {
                 ErrorClass::Transient | ErrorClass::Conflict => {}
                 ErrorClass::Fenced | ErrorClass::Definite | ErrorClass::Bug => {
+                    self.settle().await;
                     self.status.send_modify(|status| status.fault = Some(report));
                     return Err(error);
                 }
@@ -214,6 +215,19 @@ impl Replay {
                     self.status.send_modify(|status| status.drained = is_drained(status, end));
                 }
             }
+        }
+    }
+
+    /// Makes what is committed durable: a person may now mend the target for the change that
+    /// comes next, and it must not fall back behind it. Where the target is gone there is nothing
+    /// to be done.
+    async fn settle(&self) {
+        let settled = async {
+            let session = self.session("positions", 0, true).await?;
+            position::settle(&session).await
+        };
+        if let Err(error) = settled.await {
+            tracing::debug!(%error, "positions were not settled");
         }
     }
 

@@ -64,7 +64,7 @@ pub fn of_change(change: &Change) -> Option<Statement> {
 pub fn insert(relation: &Relation, new: &Row, end_lsn: PgLsn) -> Statement {
     let table = &*relation.table;
     let mut parameters = Parameters::default();
-    let columns: Vec<usize> = table.written().collect();
+    let columns = &relation.written;
     let sql = if columns.is_empty() {
         sql!("insert into {} default values", table.name)
     } else {
@@ -72,7 +72,7 @@ pub fn insert(relation: &Relation, new: &Row, end_lsn: PgLsn) -> Statement {
         sql!(
             "insert into {} ({}) overriding system value values ({})",
             table.name,
-            names(table, &columns),
+            names(table, columns),
             values
         )
     };
@@ -121,8 +121,9 @@ pub fn update(
 pub fn set_columns(relation: &Relation, before: &Row, new: &Row) -> Vec<usize> {
     let key = relation.key().unwrap_or_default();
     relation
-        .table
-        .written()
+        .written
+        .iter()
+        .copied()
         .filter(|&at| new[at] != Value::UnchangedToast)
         .filter(|at| !key.contains(at) || before[*at] != new[*at])
         .collect()

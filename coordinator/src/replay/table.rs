@@ -17,6 +17,8 @@ pub struct Column {
     pub generated: bool,
     /// GENERATED ALWAYS AS IDENTITY: taken on INSERT with OVERRIDING, refused by UPDATE.
     pub identity_always: bool,
+    /// NOT NULL without a default: must be given.
+    pub required: bool,
     /// The type's btree equality, `operator(schema.=)`; found by OID since our search_path is
     /// empty and an extension's type would fall back to the equality of text.
     pub equality: Sql,
@@ -96,6 +98,7 @@ pub async fn read(
             identity_always: row.get(8),
             equality,
             indexable: row.get(11),
+            required: row.get(13),
         });
     }
     Ok(found.into_iter().map(|(name, table)| (name, Arc::new(table))).collect())
@@ -142,7 +145,8 @@ select named.nspname::text, named.relname::text, named.relkind = 'p', a.attnum,
   coalesce(coalesce(b.typtype, t.typtype) in ('b', 'e')
     and (eq.oprname is not null or coalesce(b.typtype, t.typtype) = 'e'
          or coalesce(b.oid, t.oid) = 'varchar'::regtype), false),
-  coalesce(a.attnum = any((key.columns)[0:key.indnkeyatts - 1]), false)
+  coalesce(a.attnum = any((key.columns)[0:key.indnkeyatts - 1]), false),
+  a.attnotnull and not a.atthasdef and a.attidentity = ''
 from named
 left join pg_attribute a on a.attrelid = named.oid and a.attnum > 0 and not a.attisdropped
 left join pg_type t on t.oid = a.atttypid
@@ -178,6 +182,7 @@ pub(crate) fn sample(name: &str, columns: &[&str], key: Option<Vec<usize>>) -> T
                 type_modifier: -1,
                 generated: false,
                 identity_always: false,
+                required: false,
                 equality: sql!("operator(pg_catalog.=)"),
                 indexable: true,
             })

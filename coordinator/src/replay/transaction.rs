@@ -67,8 +67,13 @@ impl Decoder {
         let Message::Relation(message) = decode(bytes)? else {
             return Err(Error::Stream("a Relation message was announced".to_owned()));
         };
-        let known = self.fit(&message);
+        let mut known = self.fit(&message);
         let before = self.known.get(&message.relid);
+        if let (Some(Known::Fitted(before)), Known::Fitted(now)) = (before, &known)
+            && let Some(column) = now.dropped_since(before)
+        {
+            known = Known::Misfit(format!("column \"{column}\" was dropped on the source"));
+        }
         let changed = match (before, &known) {
             (None, _) => false,
             (Some(Known::Fitted(before)), Known::Fitted(now)) => before != now,

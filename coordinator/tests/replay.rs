@@ -1,0 +1,7 @@
+//! Replay onto a real target: what the source's slot says, through the spool, to equal tables.
+
+mod faults;
+mod lanes;
+mod random;
+mod values;
+mod world;
