@@ -42,6 +42,7 @@ pub(crate) use client::Clients;
 use pg::TableName;
 
 use restore::Restore;
+use std::path::{Path, PathBuf};
 
 /// What did not arrive, and why; sentences for the operator.
 pub type NotMoved = Vec<String>;
@@ -50,6 +51,8 @@ pub type NotMoved = Vec<String>;
 #[derive(Clone, Debug)]
 pub struct Schema {
     pub context: Context,
+    /// Where pg_dump and pg_restore are looked for before the usual places.
+    pub client_directories: Vec<PathBuf>,
 }
 
 /// Mark of the rehearsal.
@@ -57,7 +60,7 @@ const REHEARSED: &str = "schema/rehearsed";
 
 impl Schema {
     pub fn new(context: Context) -> Self {
-        Self { context }
+        Self { context, client_directories: Vec::new() }
     }
 
     /// Takes the schema from the source under `snapshot`. Keeps an archive that is there, if it
@@ -71,7 +74,7 @@ impl Schema {
         {
             return Ok(dumped);
         }
-        let clients = Clients::find(self.context.source_version / 10_000).await?;
+        let clients = self.clients().await?;
         dump::run(&self.context, &clients, snapshot, snapshot_epoch).await
     }
 
@@ -91,7 +94,7 @@ impl Schema {
             return Err(Error::ArchiveMissing(path));
         };
         let filter = self.filter()?;
-        let clients = Clients::find(self.context.source_version / 10_000).await?;
+        let clients = self.clients().await?;
         let parsed = read(&clients, &path, &filter).await?;
         let choice = Choice {
             filter: &filter,
@@ -151,6 +154,10 @@ impl Schema {
         identity::restore(&self.context, originals).await
     }
 
+    async fn clients(&self) -> Result<Clients> {
+        Clients::find_in(self.context.source_version / 10_000, &self.client_directories).await
+    }
+
     fn filter(&self) -> Result<Filter> {
         Filter::try_from(self.context.spec.filter.as_ref()).map_err(Error::Filter)
     }
@@ -190,7 +197,7 @@ impl Schema {
 }
 
 /// Prints the archive and its lists with pg_restore, and reads them.
-async fn read(clients: &Clients, path: &std::path::Path, filter: &Filter) -> Result<Archive> {
+async fn read(clients: &Clients, path: &Path, filter: &Filter) -> Result<Archive> {
     let print = async |arguments: &[&str]| {
         let mut command = clients.command("pg_restore");
         command.args(arguments);

@@ -27,8 +27,16 @@ impl Clients {
     /// # Errors
     /// [`Error::ClientMissing`], with what was found.
     pub(crate) async fn find(source_major: u32) -> Result<Self> {
+        Self::find_in(source_major, &[]).await
+    }
+
+    /// The same, looking into `first` first.
+    ///
+    /// # Errors
+    /// As [`Clients::find`].
+    pub(super) async fn find_in(source_major: u32, first: &[PathBuf]) -> Result<Self> {
         let mut found = Vec::new();
-        for directory in directories() {
+        for directory in first.iter().cloned().chain(directories()) {
             if let Some(clients) = Self::look(&directory).await {
                 found.push(clients);
             }

@@ -24,11 +24,17 @@ pub(super) struct Pair {
 
 /// A source made by `statements`, an empty target.
 pub(super) async fn pair(statements: &str, filter: Filter) -> Pair {
-    let source = Postgres::builder().start().unwrap();
-    source.psql("postgres", "create database app").unwrap();
-    source.psql("app", statements).unwrap();
+    let source = source(15, statements).unwrap();
     let target = Postgres::builder().start().unwrap();
     pair_of(source, target, filter).await
+}
+
+/// A source of this version, in which `statements` ran.
+pub(super) fn source(major: u32, statements: &str) -> loadtest::cluster::Result<Postgres> {
+    let source = Postgres::builder().major(major).start()?;
+    source.psql("postgres", "create database app")?;
+    source.psql("app", statements)?;
+    Ok(source)
 }
 
 pub(super) async fn pair_of(source: Postgres, target: Postgres, filter: Filter) -> Pair {
@@ -53,7 +59,8 @@ pub(super) async fn pair_of(source: Postgres, target: Postgres, filter: Filter) 
     holder.batch(&sql!("begin isolation level repeatable read read only")).await.unwrap();
     let snapshot =
         holder.query_one(&sql!("select pg_export_snapshot()"), &[]).await.unwrap().get(0);
-    let schema = Schema::new(context);
+    let mut schema = Schema::new(context);
+    schema.client_directories = vec![source.client_bin()];
     Pair { source, target, schema, _holder: holder, snapshot, _directory: directory }
 }
 
@@ -142,7 +149,7 @@ impl Pair {
 
     /// `pg_dump` of both ends by the target's programs, without what is ours.
     pub(super) fn dumps(&self, section: &str) -> (String, String) {
-        let dump = |server| dump_of(server, &self.target, section);
+        let dump = |server| dump_of(server, &self.target, "app", section);
         (dump(&self.source), dump(&self.target))
     }
 }
@@ -156,8 +163,14 @@ async fn run(session: &Session, object: &str, statements: Vec<String>) {
     session.batch(&sql!("commit")).await.unwrap();
 }
 
-fn dump_of(server: &Postgres, client: &Postgres, section: &str) -> String {
-    let mut command = client.client_program("pg_dump", "app");
+/// By the client programs of another server, without what is ours.
+pub(super) fn dump_of(
+    server: &Postgres,
+    client: &Postgres,
+    database: &str,
+    section: &str,
+) -> String {
+    let mut command = client.client_program("pg_dump", database);
     let output = command
         .env("PGPORT", server.port().to_string())
         .args([section, "--exclude-schema=skein", "--no-subscriptions", "--no-blobs"])
