@@ -18,11 +18,15 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+use telemetry::propagate::Inject;
 use tokio::net::UnixStream;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri};
+use tonic::{
+    service::interceptor::InterceptedService,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri},
+};
 
-/// The coordinator's operator service.
-pub(crate) type Client = OperatorServiceClient<Channel>;
+/// The coordinator's operator service; each call carries the command's trace.
+pub(crate) type Client = OperatorServiceClient<InterceptedService<Channel, Inject>>;
 
 /// Time for TCP, TLS and HTTP/2. A coordinator two continents away needs under 2 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -221,7 +225,8 @@ pub(crate) async fn channel(place: &Place, ca_file: Option<&Path>) -> Result<Cha
 
 /// The operator service behind a channel.
 pub(crate) fn client(channel: Channel) -> Client {
-    OperatorServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+    OperatorServiceClient::with_interceptor(channel, Inject)
+        .max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
 fn kept_alive(endpoint: Endpoint) -> Endpoint {

@@ -96,6 +96,22 @@ enum Broken {
     Failed(Failure),
 }
 
+/// A cutover is waited for, and nobody but a person will ask for it.
+fn waits_for_a_person(goal: Goal, migration: &v1::Migration) -> bool {
+    let cutover = migration.spec.as_ref().and_then(|spec| spec.cutover).unwrap_or_default();
+    goal == Goal::End
+        && migration.phase() == Phase::Ready
+        && cutover.mode() != v1::CutoverMode::Auto
+}
+
+/// What lasts from one watch to the next.
+#[derive(Default)]
+struct Course {
+    fault_since: Option<Instant>,
+    lost_since: Option<Instant>,
+    asked_for_cutover: bool,
+}
+
 impl Follower<'_> {
     /// Follows to the end; what was drawn is cleared when this returns.
     ///
@@ -103,18 +119,17 @@ impl Follower<'_> {
     /// The coordinator is gone for good, or refuses.
     pub(crate) async fn run(mut self, client: Client) -> Result<(Ending, v1::Migration), Failure> {
         let mut client = client;
-        let mut fault_since = None;
-        let mut lost_since = None;
+        let mut course = Course::default();
         loop {
-            match self.watch(&mut client, &mut fault_since, &mut lost_since).await {
+            match self.watch(&mut client, &mut course).await {
                 Ok(end) => return Ok(end),
                 Err(Broken::Failed(failure)) => return Err(failure),
                 Err(Broken::Lost(cause)) => {
-                    if lost_since.is_none() {
+                    if course.lost_since.is_none() {
                         let cause = cause.lines().next().unwrap_or_default();
                         self.screen.event(self.name, &format!("connection lost: {cause}"));
                     }
-                    let since = *lost_since.get_or_insert_with(Instant::now);
+                    let since = *course.lost_since.get_or_insert_with(Instant::now);
                     client = self.reconnect(since).await?;
                 }
             }
@@ -124,8 +139,7 @@ impl Follower<'_> {
     async fn watch(
         &mut self,
         client: &mut Client,
-        fault_since: &mut Option<Instant>,
-        lost_since: &mut Option<Instant>,
+        course: &mut Course,
     ) -> Result<(Ending, v1::Migration), Broken> {
         let request =
             v1::WatchMigrationRequest { name: self.name.to_owned(), interval_ms: INTERVAL_MS };
@@ -142,16 +156,24 @@ impl Follower<'_> {
                 .map_err(broken)?
                 .ok_or_else(|| Broken::Lost("the coordinator is stopping".to_owned()))?;
             let migration = present(answer.migration).map_err(Broken::Failed)?;
-            if lost_since.take().is_some() {
+            if course.lost_since.take().is_some() {
                 self.screen.event(self.name, "connected again");
             }
             self.screen.show(&migration).map_err(Broken::Failed)?;
             if let Some(ending) = ending(self.goal, &migration) {
                 return Ok((ending, migration));
             }
+            if !waits_for_a_person(self.goal, &migration) {
+                course.asked_for_cutover = false;
+            } else if !std::mem::replace(&mut course.asked_for_cutover, true) {
+                for line in ready_words(self.context, self.name).lines() {
+                    self.screen.event(self.name, line);
+                }
+            }
             if migration.fault.is_none() {
-                *fault_since = None;
-            } else if fault_since.get_or_insert_with(Instant::now).elapsed() > LIFT_PATIENCE {
+                course.fault_since = None;
+            } else if course.fault_since.get_or_insert_with(Instant::now).elapsed() > LIFT_PATIENCE
+            {
                 return Ok((Ending::Fault, migration));
             }
         }
@@ -227,7 +249,7 @@ pub(crate) fn last_words(
 pub(crate) fn ready_words(context: &Context, name: &str) -> String {
     let plan = context.command(&format!("cutover {name} --dry-run"));
     let cutover = context.command(&format!("cutover {name}"));
-    format!("Ready for cutover. See what it does:  {plan}\nHand over:             {cutover}")
+    format!("See what a cutover does: {plan}\nHand over with:          {cutover}")
 }
 
 fn lifted_words(context: &Context, migration: &v1::Migration) -> String {

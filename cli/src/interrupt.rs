@@ -42,3 +42,13 @@ impl Interrupts {
         }
     }
 }
+
+/// Ends what must not keep a person waiting: `work` blocks, and a signal meanwhile ends the
+/// process at once.
+pub(crate) async fn unless_interrupted(work: impl FnOnce() + Send + 'static) {
+    let Ok(mut interrupts) = Interrupts::new() else { return work() };
+    tokio::select! {
+        _ = tokio::task::spawn_blocking(work) => {}
+        () = interrupts.next() => std::process::exit(Exit::Interrupted.code().into()),
+    }
+}

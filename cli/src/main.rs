@@ -26,13 +26,15 @@ mod view;
 use clap::Parser as _;
 use command::Context;
 use output::Form;
+use proto::status::Report;
 use report::{EXIT_CODES, Exit, Failure};
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, io, path::PathBuf, process::ExitCode};
+use tracing::Instrument as _;
 
 /// Moves a live PostgreSQL database to another server while applications write.
 ///
-/// One migration moves one source database to one target database. A coordinator does the
-/// work in the background; `skein` tells it what to do and shows what it does.
+/// One migration moves one source database to one target database. A coordinator does the work
+/// in the background; `skein` tells it what to do and shows what it does.
 #[derive(Debug, clap::Parser)]
 #[command(name = "skein", version, after_help = format!(
     "Example:\n  export SKEIN_SOURCE=postgres://app:secret@db1/shop\n  \
@@ -48,6 +50,7 @@ struct Cli {
 
 /// Flags of every command.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of every command")]
 struct Global {
     /// State directory of a coordinator on this machine
     /// [env: SKEIN_DIR] [default: $XDG_STATE_HOME/skein or ~/.local/state/skein]
@@ -103,28 +106,68 @@ enum Command {
     },
 }
 
+impl Command {
+    /// As typed, for the span of the command.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Migrate(_) => "migrate",
+            Self::Check(_) => "check",
+            Self::Create(_) => "create",
+            Self::Start(_) => "start",
+            Self::List(_) => "list",
+            Self::Status(_) => "status",
+            Self::Watch(_) => "watch",
+            Self::Pause(_) => "pause",
+            Self::Resume(_) => "resume",
+            Self::Cutover(_) => "cutover",
+            Self::Verify(_) => "verify",
+            Self::Abort(_) => "abort",
+            Self::Cleanup(_) => "cleanup",
+            Self::Workers(_) => "workers",
+            Self::Launch { .. } => "__launch",
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Command::Launch { words } = &cli.command {
-        let error = launch::become_program(words);
-        output::say(&format!("error:  could not become the coordinator: {error}   [LAUNCH]"));
-        return Exit::Internal.into();
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = match runtime {
-        Ok(runtime) => runtime.block_on(run(cli)),
-        Err(error) => {
-            output::say(&format!("error:  could not begin: {error}   [RUNTIME]"));
-            return Exit::Internal.into();
-        }
+    let exit = match &cli.command {
+        Command::Launch { words } => Err(launched(&launch::become_program(words))),
+        _ => begin(cli),
     };
-    match ended {
+    match exit {
         Ok(exit) => exit.into(),
         Err(failure) => {
             output::error(&failure.report);
             failure.exit.into()
         }
     }
+}
+
+/// `__launch` did not become the coordinator.
+fn launched(error: &io::Error) -> Failure {
+    let report = Report::definite("COORDINATOR_PROGRAM", "could not become the coordinator");
+    Failure::new(Exit::Internal, report.with_detail(format!("Cause: {error}.")))
+}
+
+fn begin(cli: Cli) -> Result<Exit, Failure> {
+    let internal = |primary: &str, cause: String| {
+        let report = Report::definite("START", primary).with_detail(format!("Cause: {cause}."));
+        Failure::new(Exit::Internal, report)
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| internal("could not start", error.to_string()))?;
+    // Log lines are for who asks with SKEIN_LOG; people are told in words.
+    let options =
+        telemetry::Options { filter: "off".to_owned(), ..telemetry::Options::new("skein") };
+    let telemetry = telemetry::init(options)
+        .map_err(|error| internal("could not set up telemetry", error.to_string()))?;
+    let span = tracing::info_span!("skein", command = cli.command.name());
+    let ended = runtime.block_on(run(cli).instrument(span));
+    runtime.block_on(interrupt::unless_interrupted(move || drop(telemetry)));
+    ended
 }
 
 async fn run(cli: Cli) -> Result<Exit, Failure> {
@@ -148,6 +191,7 @@ async fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Abort(args) => Box::pin(command::abort::run(&context, args)).await,
         Command::Cleanup(args) => command::cleanup::run(&context, args).await,
         Command::Workers(args) => command::workers::run(&context, args).await,
+        // Handled before there is a runtime: it becomes another program.
         Command::Launch { .. } => Ok(Exit::Internal),
     }
 }

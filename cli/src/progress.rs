@@ -192,9 +192,9 @@ fn running_rows(progress: &v1::Progress) -> Vec<(&'static str, String)> {
     rows
 }
 
-/// `[######------]`, a third of the terminal wide at most.
+/// `[######------]`, a quarter of the terminal wide at most.
 fn bar(done: u64, total: u64, width: usize) -> String {
-    let cells = (width / 3).clamp(10, BAR_WIDTH_MAX);
+    let cells = (width / 4).clamp(8, BAR_WIDTH_MAX);
     let percent = usize::try_from(unit::percent(done, total)).unwrap_or(100);
     let full = cells * percent / 100;
     format!("[{}{}]", "#".repeat(full), "-".repeat(cells - full))
@@ -264,8 +264,8 @@ mod tests {
     fn a_line_says_how_far_the_copy_is_and_when_it_ends() {
         assert_eq!(
             summary(&copying()),
-            "tables 12/40, 1.00 GiB of 4.00 GiB (25%), 85.00 MiB/s, 42 s left, indexes 3/22, \
-             lag 12.00 MiB (1.2 s)"
+            "tables 12/40, 1.00 GiB of 4.00 GiB (25%), 85.0 MiB/s, 42 s left, indexes 3/22, \
+             lag 12.0 MiB (1.2 s)"
         );
     }
 
@@ -283,11 +283,7 @@ mod tests {
     fn more_tasks_than_fit_are_counted() {
         let lines = screen(&copying(), 80, Colour::Plain);
         assert_eq!(lines.last().unwrap().trim(), "and 2 more");
-        assert!(
-            lines[2].contains("[######--------------------] 1.00 GiB/4.00 GiB"),
-            "{}",
-            lines[2]
-        );
+        assert!(lines[2].contains("[#####---------------] 1.00 GiB/4.00 GiB"), "{}", lines[2]);
     }
 
     #[test]

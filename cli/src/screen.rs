@@ -74,8 +74,10 @@ impl Screen {
             }
         }
         if let Kind::Terminal(bar) = &self.kind {
-            let width = terminal_width();
-            bar.set_message(progress::screen(migration, width, self.colour).join("\n"));
+            let lines = progress::screen(migration, terminal_width(), self.colour);
+            // The empty line sets the events above apart. It is also what stays when the
+            // terminal echoes ^C: the echo wraps, and clearing starts a line too low.
+            bar.set_message(format!("\n{}", lines.join("\n")));
             bar.tick();
         }
         Ok(())

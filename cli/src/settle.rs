@@ -78,6 +78,18 @@ fn settle_end(
     }
 }
 
+/// Both ends must be given where no migration can exist yet.
+///
+/// # Errors
+/// Usage, with the end that is missing.
+pub(crate) fn check_given(ends: &Ends) -> Result<(), Failure> {
+    match (&ends.source, &ends.target) {
+        (None, _) => Err(missing(End::Source)),
+        (_, None) => Err(missing(End::Target)),
+        (Some(_), Some(_)) => Ok(()),
+    }
+}
+
 fn missing(end: End) -> Failure {
     let (name, variable) = (end.name(), end.name().to_uppercase());
     Failure::usage("END_MISSING", format!("there is no {name}"))

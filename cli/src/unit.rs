@@ -1,13 +1,26 @@
 //! Numbers as people read them: bytes, counts, durations, positions, times. Pure, but for
 //! [`now`], which is for display only.
 
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::HumanCount;
 use postgres_types::PgLsn;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// `1.50 GiB`.
+/// `1.50 GiB`, `15.0 GiB`, `150 GiB`: three digits say enough.
 pub(crate) fn bytes(count: u64) -> String {
-    HumanBytes(count).to_string()
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    // 1023.5 and more of a unit would be rounded to 1024.
+    let place = (0..6).find(|place| count >> (10 * place) < 1000).unwrap_or(6);
+    let unit = UNITS[place];
+    if place == 0 {
+        return format!("{count} {unit}");
+    }
+    // Hundredths of the unit, in whole numbers: no float loses a byte of an exabyte.
+    let hundredths = (u128::from(count) * 100) >> (10 * place);
+    match hundredths {
+        0..1000 => format!("{}.{:02} {unit}", hundredths / 100, hundredths % 100),
+        1000..10_000 => format!("{}.{} {unit}", hundredths / 100, hundredths % 100 / 10),
+        _ => format!("{} {unit}", hundredths / 100),
+    }
 }
 
 /// `1,234,567`.
@@ -77,6 +90,14 @@ pub(crate) fn now() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_have_three_digits() {
+        let told = [0, 999, 1000, 5888, 12 << 20, 300 << 30, 1023 << 30, u64::MAX].map(bytes);
+        let expected =
+            ["0 B", "999 B", "0.97 KiB", "5.75 KiB", "12.0 MiB", "300 GiB", "0.99 TiB", "15.9 EiB"];
+        assert_eq!(told, expected);
+    }
 
     #[test]
     fn durations_grow_coarser_as_they_grow_longer() {

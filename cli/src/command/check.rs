@@ -13,7 +13,7 @@ use crate::{
     view,
 };
 use proto::v1;
-use serde_json::json;
+use serde::Serialize;
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
@@ -34,13 +34,17 @@ pub(crate) struct Args {
 pub(crate) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let mut interrupts = Interrupts::new()?;
     let mut launcher = None;
-    let (client, launched) = connected(context, &mut launcher).await?;
+    let (client, launched) = connected(context, &args, &mut launcher).await?;
     let checked = tokio::select! {
         checked = check(context, args, client) => Some(checked),
         () = interrupts.next() => None,
     };
     if let Some(launcher) = launched {
-        launcher.stop().await;
+        // Asked twice to leave: it ends by itself, since it was told to.
+        tokio::select! {
+            () = launcher.stop() => {}
+            () = interrupts.next() => {}
+        }
     }
     let Some(checks) = checked.transpose()? else {
         output::say("Interrupted; nothing was changed.");
@@ -52,11 +56,15 @@ pub(crate) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
 /// The coordinator that runs, or one for as long as this takes.
 async fn connected<'a>(
     context: &Context,
+    args: &Args,
     slot: &'a mut Option<Launcher>,
 ) -> Result<(Client, Option<&'a mut Launcher>), Failure> {
     let Place::Dir(dir) = &context.place else {
         return Ok((context.connect().await?, None));
     };
+    if !dir.exists() {
+        settle::check_given(&args.spec.ends())?;
+    }
     let launcher = slot.insert(Launcher::new(dir));
     let ensured = launcher.ensure().await;
     let (channel, _) = ensured.map_err(|error| Failure::of(Exit::Unreachable, &error))?;
@@ -102,18 +110,26 @@ impl Drop for Passing {
     }
 }
 
+#[derive(Serialize)]
+struct Document {
+    ok: bool,
+    passed: usize,
+    warnings: usize,
+    failures: usize,
+    checks: Vec<view::Check>,
+}
+
 fn print(context: &Context, checks: &[v1::Check]) -> Result<Exit, Failure> {
     let tally = Tally::of(checks);
     match context.form {
         Form::Json => {
-            let views: Vec<_> = checks.iter().map(view::Check::from).collect();
-            output::json(&json!({
-                "ok": tally.failed == 0,
-                "passed": tally.passed,
-                "warnings": tally.warned,
-                "failures": tally.failed,
-                "checks": views,
-            }))?;
+            output::json(&Document {
+                ok: tally.failed == 0,
+                passed: tally.passed,
+                warnings: tally.warned,
+                failures: tally.failed,
+                checks: checks.iter().map(view::Check::from).collect(),
+            })?;
         }
         Form::Text => output::data(&checks::text(checks, output::stdout_colour()))?,
     }

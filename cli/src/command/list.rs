@@ -8,19 +8,24 @@ use crate::{
     view,
 };
 use proto::v1;
-use serde_json::json;
+use serde::Serialize;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  skein list\n  skein list --json | jq -r '.migrations[].name'")]
 pub(crate) struct Args {}
+
+#[derive(Serialize)]
+struct Document {
+    migrations: Vec<view::Migration>,
+}
 
 pub(crate) async fn run(context: &Context, _args: Args) -> Result<Exit, Failure> {
     let mut client = context.connect().await?;
     let answer = client.list_migrations(request(v1::ListMigrationsRequest {})).await?;
     let migrations = answer.into_inner().migrations;
     if context.form == Form::Json {
-        let views: Vec<_> = migrations.iter().map(view::Migration::from).collect();
-        output::json(&json!({ "migrations": views }))?;
+        let migrations = migrations.iter().map(view::Migration::from).collect();
+        output::json(&Document { migrations })?;
         return Ok(Exit::Ok);
     }
     if migrations.is_empty() {

@@ -19,7 +19,7 @@ use crate::{
     output::{self, Form},
     report::{Exit, Failure},
     screen::Screen,
-    settle,
+    secret, settle,
     spec::SpecArgs,
     view,
 };
@@ -82,7 +82,12 @@ pub(crate) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
 async fn migrate(context: &Context, args: &Args, stage: &Cell<Stage>) -> Result<Exit, Failure> {
     let spec = args.spec.spec(&args.name)?;
     let mut launcher = match &context.place {
-        Place::Dir(dir) => Some(Launcher::new(dir)),
+        Place::Dir(dir) => {
+            if !dir.exists() {
+                settle::check_given(&args.spec.ends())?;
+            }
+            Some(Launcher::new(dir))
+        }
         Place::Socket(_) | Place::Url(_) => None,
     };
     let mut client = connected(context, launcher.as_mut()).await?;
@@ -173,6 +178,10 @@ async fn begin(
         .as_ref()
         .is_some_and(|migration| migration.started || migration.phase() != Phase::Preflight);
     if !begun_before && !checks_pass(client, &spec).await? {
+        if let (Place::Dir(dir), None) = (&context.place, &existing) {
+            // They belong to no migration, and may be wrong.
+            secret::forget(dir, &args.name);
+        }
         return Ok(Begun::Refused);
     }
     let order = v1::CreateMigrationRequest { spec: Some(spec) };

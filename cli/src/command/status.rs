@@ -97,16 +97,18 @@ fn detail_rows(migration: &v1::Migration) -> Vec<(&'static str, String)> {
         .filter_map(|(role, value)| unit::position(value).map(|text| format!("{role} {text}")))
         .collect();
     let mut rows = Vec::new();
-    if !known.is_empty() {
-        rows.push(("WAL", known.join("  ")));
+    // Three to a line: six are wider than a terminal.
+    let labels = std::iter::once("WAL").chain(std::iter::repeat(""));
+    rows.extend(labels.zip(known.chunks(3).map(|positions| positions.join("  "))));
+    let done = migration.progress.clone().unwrap_or_default();
+    if migration.phase() == v1::Phase::Done {
+        rows.push(("moved", progress::summary(migration)));
+    } else if done.rows_done > 0 {
+        let rows_done = unit::count(done.rows_done);
+        rows.push(("copied", format!("{rows_done} rows, {}", unit::bytes(done.copied_bytes))));
     }
-    let progress = migration.progress.clone().unwrap_or_default();
-    if progress.rows_done > 0 {
-        let rows_done = unit::count(progress.rows_done);
-        rows.push(("copied", format!("{rows_done} rows, {}", unit::bytes(progress.copied_bytes))));
-    }
-    if progress.bytes_at_risk > 0 {
-        let bytes = unit::bytes(progress.bytes_at_risk);
+    if done.bytes_at_risk > 0 {
+        let bytes = unit::bytes(done.bytes_at_risk);
         rows.push(("at risk", format!("{bytes} to copy again if the snapshot is lost")));
     }
     let source = migration.source.clone().unwrap_or_default();

@@ -11,7 +11,7 @@ use proto::{
     status::Report,
     v1::{self, verify_migration_response::Event},
 };
-use serde_json::json;
+use serde::Serialize;
 use tonic::Request;
 
 #[derive(Debug, clap::Args)]
@@ -26,6 +26,12 @@ pub(crate) struct Args {
     /// Differing keys reported for each table at most
     #[arg(long, value_name = "N", default_value_t = 20)]
     max_differences: u32,
+}
+
+#[derive(Serialize)]
+struct Document {
+    tables: Vec<view::TableVerdict>,
+    summary: view::VerifySummary,
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
@@ -57,7 +63,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     match context.form {
         Form::Json => {
             let summary = view::VerifySummary::from(&summary);
-            output::json(&json!({ "tables": tables, "summary": summary }))?;
+            output::json(&Document { tables, summary })?;
         }
         Form::Text => output::data(&summary_text(&summary, colour))?,
     }

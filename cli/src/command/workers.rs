@@ -7,7 +7,7 @@ use crate::{
     unit, view,
 };
 use proto::v1;
-use serde_json::json;
+use serde::Serialize;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -15,13 +15,18 @@ use serde_json::json;
 )]
 pub(crate) struct Args {}
 
+#[derive(Serialize)]
+struct Document {
+    workers: Vec<view::Worker>,
+}
+
 pub(crate) async fn run(context: &Context, _args: Args) -> Result<Exit, Failure> {
     let mut client = context.connect().await?;
     let answer = client.list_workers(request(v1::ListWorkersRequest {})).await?;
     let workers = answer.into_inner().workers;
     if context.form == Form::Json {
-        let views: Vec<_> = workers.iter().map(view::Worker::from).collect();
-        output::json(&json!({ "workers": views }))?;
+        let workers = workers.iter().map(view::Worker::from).collect();
+        output::json(&Document { workers })?;
         return Ok(Exit::Ok);
     }
     if workers.is_empty() {
