@@ -283,3 +283,62 @@ async fn an_earlier_run_is_told_from_a_stranger_s_schema_and_misspelt_patterns_a
     let checks = run(&MigrationSpec { filter: Some(filter), ..spec() }, &from, &to).await;
     assert!(check(&checks, "source", "filter").found.contains(r#""public"."t_""#));
 }
+
+/// pgbouncer in front of a server; ended when dropped.
+struct Pooler {
+    process: std::process::Child,
+    _directory: tempfile::TempDir,
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// None, and a line, where there is no pgbouncer (`SKEIN_TEST_PGBOUNCER`, or in /usr/sbin).
+fn pooler(server: &Postgres, mode: &str, port: u16) -> Option<Pooler> {
+    let program =
+        std::env::var("SKEIN_TEST_PGBOUNCER").unwrap_or_else(|_| "/usr/sbin/pgbouncer".to_owned());
+    if !std::path::Path::new(&program).exists() {
+        eprintln!("skipped: pgbouncer is not on this machine");
+        return None;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("pgbouncer.ini");
+    let text = format!(
+        "[databases]\npostgres = host=127.0.0.1 port={} dbname=postgres user=postgres\n\
+         [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\n\
+         pool_mode = {mode}\nunix_socket_dir =\n\
+         ignore_startup_parameters = extra_float_digits,options,replication\n",
+        server.port()
+    );
+    std::fs::write(&file, text).unwrap();
+    // it refuses to run as root
+    let nobody = std::os::unix::fs::chown(directory.path(), Some(65534), Some(65534)).is_ok();
+    let mut command = std::process::Command::new("setpriv");
+    if nobody {
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    }
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program).arg("-q").arg(file);
+    Some(Pooler { process: command.spawn().unwrap(), _directory: directory })
+}
+
+#[tokio::test]
+async fn a_pooler_of_any_mode_is_told_from_a_server() {
+    let server = Postgres::builder().start().unwrap();
+    let target = Postgres::builder().start().unwrap();
+    for mode in ["transaction", "session"] {
+        let port = loadtest::cluster::port::Port::take().unwrap();
+        let Some(_pooler) = pooler(&server, mode, port.number()) else { return };
+        let conninfo = server.conninfo_at(port.number(), "postgres");
+        crate::stand::until("the pooler", async || {
+            tokio::net::TcpStream::connect(("127.0.0.1", port.number())).await.is_ok()
+        })
+        .await;
+        let checks = run(&spec(), &conninfo, &target.conninfo("postgres")).await;
+        let found = "a pooler stands between us and the server";
+        assert!(checks.iter().any(|check| check.found == found), "{mode}");
+    }
+}
