@@ -3,7 +3,17 @@
 //! `cfg(test)` on each module lets its helper functions unwrap, too (clippy.toml).
 
 #[cfg(test)]
+mod crashes;
+#[cfg(test)]
+mod kills;
+#[cfg(test)]
+mod moves;
+#[cfg(test)]
 mod network;
+#[cfg(test)]
+mod operator;
+#[cfg(test)]
+mod scenario;
 #[cfg(test)]
 mod server;
 #[cfg(test)]
