@@ -24,3 +24,4 @@ pub mod shared;
 pub mod snapshots;
 pub mod spec;
 pub mod stream;
+pub mod teardown;

@@ -27,6 +27,7 @@ mod role;
 mod setting;
 mod statement;
 mod step;
+mod undo;
 
 pub use archive::Archive;
 pub use build::{BuildPlan, build_tasks, refresh_tasks};
@@ -156,6 +157,14 @@ impl Schema {
 
     async fn clients(&self) -> Result<Clients> {
         Clients::find_in(self.context.source_version / 10_000, &self.client_directories).await
+    }
+
+    /// Takes [`Stage::Cutover`] back after a lifted fence.
+    ///
+    /// # Errors
+    /// As [`Schema::restore`].
+    pub async fn undo_cutover(&self) -> Result<()> {
+        undo::undo(&self.context).await
     }
 
     fn filter(&self) -> Result<Filter> {

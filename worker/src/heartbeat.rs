@@ -108,7 +108,9 @@ fn obey(shared: &Shared, answer: v1::HeartbeatResponse) {
     for held in &answer.revoked {
         shared.leases.end(&Key::from(held), Ending::Revoked);
     }
-    shared.holders.keep(answer.holds);
+    if !answer.holds_unknown {
+        shared.holders.keep(answer.holds);
+    }
     shared.rate.limit(answer.rate_bytes_per_s);
     shared.draining.send_if_modified(|draining| {
         let changed = *draining != answer.drain;

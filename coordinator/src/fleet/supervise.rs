@@ -1,8 +1,7 @@
 //! Worker processes of this machine: started, and started again.
 //!
 //! A worker holds a lock on its file for its life, and outlives a killed coordinator, so that
-//! copying and snapshot holders go on. The next coordinator's attempt to start it then ends with
-//! [`ALREADY_RUNNING`], which means that all is well.
+//! copying and snapshot holders go on. The next coordinator sees the lock and leaves it be.
 
 use crate::config::Config;
 use std::{path::PathBuf, process::Stdio, time::Duration};
@@ -65,6 +64,12 @@ struct Process {
 impl Process {
     async fn keep_running(self, token: CancellationToken) {
         while !token.is_cancelled() {
+            if self.is_running() {
+                tokio::select! {
+                    () = token.cancelled() => return,
+                    () = sleep(RESTART_AFTER) => continue,
+                }
+            }
             match self.run_once(&token).await {
                 Ok(Some(ALREADY_RUNNING)) => {}
                 Ok(Some(0)) => tracing::info!(worker = self.number, "worker ended"),
@@ -80,6 +85,17 @@ impl Process {
         }
     }
 
+    /// Whether a worker that outlived an earlier coordinator holds the lock.
+    fn is_running(&self) -> bool {
+        let Ok(lock) = std::fs::File::options().write(true).open(self.lock()) else { return false };
+        let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        rustix::fs::flock(&lock, operation) == Err(rustix::io::Errno::WOULDBLOCK)
+    }
+
+    fn lock(&self) -> PathBuf {
+        self.dir.join(format!("worker-{}.lock", self.number))
+    }
+
     /// Its exit code; None when a signal ended it.
     async fn run_once(&self, token: &CancellationToken) -> std::io::Result<Option<i32>> {
         let name = format!("worker-{}", self.number);
@@ -91,7 +107,7 @@ impl Process {
             .arg("--coordinator")
             .arg(format!("unix:{}", self.socket.display()))
             .args(["--id", &name, "--slots", &self.slots.to_string(), "--lock"])
-            .arg(self.dir.join(format!("{name}.lock")))
+            .arg(self.lock())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -25,21 +25,4 @@ impl Leases {
         }
         expired
     }
-
-    /// A worker that registered anew holds nothing of what it held before but what it reports.
-    pub fn forget_worker(&self, worker: &str) {
-        let mut state = self.state();
-        let lost: Vec<u64> = state
-            .held
-            .iter()
-            .filter(|(_, lease)| lease.worker == worker)
-            .map(|(task_id, _)| *task_id)
-            .collect();
-        for task_id in lost {
-            state.held.remove(&task_id);
-            state.queue.returned(task_id);
-        }
-        drop(state);
-        self.tick();
-    }
 }

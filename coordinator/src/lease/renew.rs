@@ -2,7 +2,12 @@
 
 use super::{Lease, Leases};
 use proto::v1;
+use std::time::Duration;
 use tokio::time::Instant;
+
+/// How long a lease may be missing from its worker's heartbeats: the answer that grants it and the
+/// next heartbeat may cross.
+const SILENT: Duration = Duration::from_secs(6);
 
 /// What a worker must do about its leases.
 #[derive(Debug, Default)]
@@ -30,6 +35,22 @@ impl Leases {
                 // Finished and its report not yet seen by the worker, or another's now.
                 _ => verdict.fenced.push(held.clone()),
             }
+        }
+        // What it does not speak of it does not have: its process is a new one, or the answer
+        // that granted it was lost.
+        let silent: Vec<u64> = state
+            .held
+            .iter()
+            .filter(|(task_id, lease)| {
+                lease.worker == worker
+                    && now.duration_since(lease.renewed_at) >= SILENT
+                    && !leases.iter().any(|held| held.task_id == **task_id)
+            })
+            .map(|(task_id, _)| *task_id)
+            .collect();
+        for task_id in silent {
+            state.held.remove(&task_id);
+            state.queue.returned(task_id);
         }
         verdict
     }

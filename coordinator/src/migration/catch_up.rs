@@ -72,6 +72,7 @@ impl Flow {
         let context = self.context().await?;
         self.ensure_receiving(&context).await?;
         self.watch_late_writes(&context, end_position).await?;
+        self.after_open(&context).await?;
         self.shared().set_activity("done; the stream is read on for late writes until cleanup");
         loop {
             self.check_stream()?;

@@ -11,10 +11,10 @@
 //! stands beside the phase until `resume`.
 
 use super::{
-    finish,
     flow::Flow,
     phase::{Event, Phase},
     shared::Shared,
+    teardown,
 };
 use crate::{clock, fleet::Fleet, store::record::Stored};
 use proto::status::{Classify as _, ErrorClass, Report};
@@ -188,7 +188,7 @@ impl Driver {
                 if phase == Phase::Aborted || phase == Phase::Aborting {
                     return Ok(Vec::new());
                 }
-                let drops = self.flow.teardown_plan(finish::Scope::Abort).await?;
+                let drops = self.flow.teardown_plan(teardown::Scope::Abort).await?;
                 if !dry_run {
                     self.advance(&Event::AbortRequested).await.map_err(|_| {
                         not_now("abort", &phase, "Wait until the cutover ended, or clean up.")
@@ -208,7 +208,7 @@ impl Driver {
                 if !phase.is_final() && !unstarted {
                     return Err(not_now("clean up", &phase, "Abort it first: skein abort"));
                 }
-                let drops = self.flow.teardown_plan(finish::Scope::Cleanup).await?;
+                let drops = self.flow.teardown_plan(teardown::Scope::Cleanup).await?;
                 if !dry_run {
                     self.flow.clean_up().await?;
                     self.over = true;

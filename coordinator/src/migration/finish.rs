@@ -1,48 +1,290 @@
 //! The ways out: cutover, abort, cleanup.
+//!
+//! ```text
+//! cut_over: Cutover (fence, end position, open) with replay's drain and the schema's last stage
+//!           opened -> Done; lifted -> Ready
+//! tear_down: everything of ours on the source; clean_up: that, schema skein, the record
+//! ```
 
-use super::{flow::Flow, phase::Event};
-use proto::status::Report;
+use super::{
+    context::Context,
+    cutover::{self, Cutover, Outcome, Parts, fence},
+    flow::{Flow, LOOK},
+    phase::Event,
+    provision::{ORIGINALS, filter_of, read_step},
+    shared::Shared,
+    teardown::{self, Scope},
+};
+use crate::{
+    clock,
+    replay::run::ReplayStatus,
+    schema::{OriginalIdentity, Schema, Stage},
+    source::identity::{Originals, Setting},
+    store::record::CutoverOutcome,
+};
+use pg::{PgLsn, TableName};
+use proto::{
+    status::{Classify as _, ErrorClass, Report},
+    v1,
+};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::watch;
 
-/// How much a teardown takes away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// What stands on the source.
-    Abort,
-    /// That, and schema `skein` on the target.
-    Cleanup,
+/// What replay and schema do within a cutover.
+#[derive(Debug)]
+struct Ours {
+    context: Context,
+    replay: watch::Receiver<ReplayStatus>,
+    end_position: watch::Sender<Option<PgLsn>>,
+    shared: Arc<Shared>,
+    originals: Originals,
+    not_moved: Arc<Mutex<Vec<String>>>,
 }
 
-fn not_built() -> Report {
-    Report::definite("NOT_BUILT", "this step is not part of this build yet")
+impl Ours {
+    fn note(&self, notes: Vec<String>) {
+        self.not_moved.lock().unwrap_or_else(PoisonError::into_inner).extend(notes);
+    }
+
+    fn original_identities(&self) -> Vec<(TableName, OriginalIdentity)> {
+        self.originals
+            .0
+            .iter()
+            .map(|one| {
+                let identity = match (&one.setting, &one.index) {
+                    (Setting::Index, Some(index)) => OriginalIdentity::Index(index.clone()),
+                    (Setting::Nothing, _) => OriginalIdentity::Nothing,
+                    (Setting::Full, _) => OriginalIdentity::Full,
+                    (Setting::Default | Setting::Index, _) => OriginalIdentity::Default,
+                };
+                (one.table.clone(), identity)
+            })
+            .collect()
+    }
+}
+
+impl Parts for Ours {
+    async fn drain(&mut self, end_position: PgLsn) -> Result<(), Report> {
+        self.end_position.send_replace(Some(end_position));
+        loop {
+            let status = self.replay.borrow_and_update().clone();
+            if status.drained {
+                return Ok(());
+            }
+            let fault = status.fault.filter(|fault| {
+                matches!(fault.class, ErrorClass::Definite | ErrorClass::Bug | ErrorClass::Fenced)
+            });
+            if let Some(fault) = fault {
+                return Err(fault);
+            }
+            if self.replay.changed().await.is_err() {
+                return Err(Report::definite(
+                    "REPLAY_ENDED",
+                    "replay ended before the end position",
+                )
+                .with_class(ErrorClass::Transient));
+            }
+        }
+    }
+
+    async fn restore(&mut self) -> Result<(), Report> {
+        let schema = Schema::new(self.context.clone());
+        let (archive, _) = schema.archive().await.map_err(|error| error.report())?;
+        let mut notes =
+            schema.restore(Stage::Cutover, &archive).await.map_err(|error| error.report())?;
+        schema
+            .replica_identities(&self.original_identities())
+            .await
+            .map_err(|error| error.report())?;
+        notes.extend(schema.sync_large_objects().await.map_err(|error| error.report())?);
+        notes.extend(
+            schema.database_settings(Stage::Cutover).await.map_err(|error| error.report())?,
+        );
+        self.note(notes);
+        Ok(())
+    }
+
+    async fn undo_restore(&mut self) -> Result<(), Report> {
+        let schema = Schema::new(self.context.clone());
+        schema.undo_cutover().await.map_err(|error| error.report())
+    }
+
+    fn late_writes(&mut self) -> Vec<(TableName, u64)> {
+        self.replay.borrow().late_writes.clone()
+    }
+
+    fn tell(&mut self, step: &'static str) {
+        self.shared.set_activity(format!("cutting over: {step}"));
+    }
 }
 
 impl Flow {
-    pub(super) async fn cutover_plan(&mut self, _fence: bool) -> Result<Vec<String>, Report> {
-        self.context().await?;
-        Err(not_built())
-    }
-
-    pub(super) async fn teardown_plan(&mut self, _scope: Scope) -> Result<Vec<String>, Report> {
-        self.let_go().await;
-        Err(not_built())
-    }
-
-    pub(super) async fn clean_up(&mut self) -> Result<(), Report> {
-        self.forget().await
+    /// What a cutover would do, or why it cannot.
+    pub(super) async fn cutover_plan(&mut self, fence: bool) -> Result<Vec<String>, Report> {
+        let context = self.context().await?;
+        let source = fence::session(&context)
+            .await
+            .map_err(|error| super::connect::refused("reach the source", &error))?;
+        let plan = fence::plan(&source, &context, fence).await.map_err(|error| error.report())?;
+        if !plan.missing.is_empty() {
+            return Err(cutover::Error::NotPermitted { missing: plan.missing }.report());
+        }
+        if !plan.prepared.is_empty() {
+            return Err(cutover::Error::PreparedTransaction { gids: plan.prepared }.report());
+        }
+        Ok(plan.actions)
     }
 
     pub(super) async fn cut_over(
         &mut self,
-        _attempt: u32,
-        _fence: bool,
-        _timeout_s: u32,
+        attempt: u32,
+        fence: bool,
+        timeout_s: u32,
     ) -> Result<Event, Report> {
-        self.context().await?;
-        Err(not_built())
+        let context = self.context().await?;
+        self.ensure_receiving(&context).await?;
+        self.ensure_replaying(&context).await?;
+        self.leases(&context).await?;
+        let filter = filter_of(&context)?;
+        let Some(stream) = &self.stream else {
+            return Err(Report::definite("STREAM_ENDED", "stream is not received")
+                .with_class(ErrorClass::Transient));
+        };
+        let Some(replay) = stream.status() else {
+            return Err(Report::definite("REPLAY_ENDED", "replay does not run")
+                .with_class(ErrorClass::Transient));
+        };
+        let not_moved = Arc::default();
+        let target = self.target(&context, "cutover").await?;
+        let parts = Ours {
+            context: context.clone(),
+            replay,
+            end_position: stream.end_position(),
+            shared: Arc::clone(self.shared()),
+            originals: read_step(&target, ORIGINALS).await?.unwrap_or_default(),
+            not_moved: Arc::clone(&not_moved),
+        };
+        drop(target);
+        let request =
+            cutover::Request { attempt, fence, timeout: Duration::from_secs(timeout_s.into()) };
+        self.show_lift_sql(&context, timeout_s, fence).await;
+        let cutover = Cutover::new(&context, &filter, request, parts);
+        let run = cutover.run();
+        tokio::pin!(run);
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut run => break outcome.map_err(|error| error.report())?,
+                // A fault of replay reaches the cutover through its status; here it is shown.
+                () = tokio::time::sleep(LOOK) => drop(self.check_stream()),
+            }
+        };
+        let notes = std::mem::take(&mut *not_moved.lock().unwrap_or_else(PoisonError::into_inner));
+        self.note_not_moved(notes).await?;
+        self.record_outcome(attempt, outcome).await
     }
 
+    /// Shown while the fence stands: how a person lifts it.
+    async fn show_lift_sql(&self, context: &Context, timeout_s: u32, fence: bool) {
+        if !fence {
+            return;
+        }
+        let Ok(source) = fence::session(context).await else { return };
+        let Ok(before) = fence::read_before(&source, fence).await else { return };
+        let deadline = clock::timestamp(clock::now() + u64::from(timeout_s));
+        let sql = fence::lift_sql(context.source.database(), &before);
+        self.shared().set_lift_sql(sql, Some(deadline));
+    }
+
+    async fn record_outcome(&mut self, attempt: u32, outcome: Outcome) -> Result<Event, Report> {
+        match outcome {
+            Outcome::Opened(opened) => {
+                let steps = opened
+                    .steps
+                    .into_iter()
+                    .map(|step| v1::CutoverStep { name: step.name, seconds: step.seconds })
+                    .collect();
+                let end_position = opened.end_position;
+                self.change(|record| {
+                    record.cutover = Some(CutoverOutcome {
+                        attempt,
+                        state: "opened".to_owned(),
+                        steps,
+                        writes_stopped_s: opened.writes_stopped_s,
+                        end_position: Some(end_position.to_string()),
+                        lift_sql: opened.unfence_sql.clone(),
+                    });
+                })
+                .await?;
+                self.shared().set_lift_sql(opened.unfence_sql, None);
+                Ok(Event::Opened { end_position })
+            }
+            Outcome::NotOpened { cause } => {
+                tracing::warn!(attempt, cause = %cause, detail = %cause.detail, "cutover was lifted");
+                let notice = format!(
+                    "Cutover attempt {attempt} was lifted: {}. {} {}",
+                    cause.primary, cause.detail, cause.hint
+                );
+                self.change(|record| {
+                    record.notices.push(notice.trim_end().to_owned());
+                    record.cutover = Some(CutoverOutcome {
+                        attempt,
+                        state: "lifted".to_owned(),
+                        ..CutoverOutcome::default()
+                    });
+                })
+                .await?;
+                self.shared().set_lift_sql(String::new(), None);
+                if let Some(stream) = &self.stream {
+                    stream.set_end_position(None);
+                }
+                Ok(Event::FenceLifted)
+            }
+        }
+    }
+
+    /// What a teardown would drop.
+    pub(super) async fn teardown_plan(&mut self, scope: Scope) -> Result<Vec<String>, Report> {
+        if self.record().phase == super::phase::Phase::Preflight {
+            return Ok(Vec::new());
+        }
+        let context = self.context().await?;
+        teardown::plan(&context, scope).await.map_err(|error| error.report())
+    }
+
+    /// Takes back what stands on the source.
     pub(super) async fn tear_down(&mut self) -> Result<Event, Report> {
-        self.context().await?;
-        Err(not_built())
+        self.shared().set_activity("taking back what was made on the source");
+        let context = self.context().await?;
+        self.let_go().await;
+        let torn = teardown::run(&context, Scope::Abort).await.map_err(|error| error.report())?;
+        self.change(|record| {
+            record.snapshots.clear();
+            record.notices.extend(torn.notices);
+        })
+        .await?;
+        Ok(Event::TornDown)
+    }
+
+    /// Takes back everything but the moved database, and forgets the migration.
+    pub(super) async fn clean_up(&mut self) -> Result<(), Report> {
+        if self.record().phase != super::phase::Phase::Preflight {
+            let context = self.context().await?;
+            self.let_go().await;
+            teardown::run(&context, Scope::Cleanup).await.map_err(|error| error.report())?;
+        }
+        self.forget().await
+    }
+
+    /// Validates the foreign keys that were added unvalidated, once the target is open.
+    pub(super) async fn after_open(&mut self, context: &Context) -> Result<(), Report> {
+        self.shared().set_activity("validating foreign keys on the open target");
+        let schema = Schema::new(context.clone());
+        let (archive, _) = schema.archive().await.map_err(|error| error.report())?;
+        let notes =
+            schema.restore(Stage::AfterOpen, &archive).await.map_err(|error| error.report())?;
+        self.note_not_moved(notes).await
     }
 }

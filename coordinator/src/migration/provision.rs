@@ -19,7 +19,7 @@ use crate::{
     filter::Filter,
     plan::{Leaf, Task},
     replay::spool::{Spool, SpoolIdentity},
-    schema::{Schema, Stage, build_tasks, refresh_tasks},
+    schema::{Schema, Stage, build_tasks, extension_config_tables, refresh_tasks},
     source::{
         catalog,
         identity::{self, Choices, Decision, Originals, Publish},
@@ -179,11 +179,11 @@ impl Flow {
         let (archive, not_moved) = schema.archive().await.map_err(report)?;
         self.note_not_moved(not_moved).await?;
         self.shared().set_activity("making roles and the schema on the target");
-        let mut not_moved = Vec::new();
+        let mut not_moved = schema.roles().await.map_err(report)?;
         not_moved.extend(schema.restore(Stage::PreData, &archive).await.map_err(report)?);
-
+        not_moved.extend(schema.database_settings(Stage::PreData).await.map_err(report)?);
         self.shared().set_activity("copying large objects");
-
+        not_moved.extend(schema.large_objects(&name).await.map_err(report)?);
         self.note_not_moved(not_moved).await
     }
 
@@ -234,6 +234,11 @@ pub(super) async fn plan_leaves(
     let known: Vec<watch::Known> = read_step(target, KNOWN).await?.unwrap_or_default();
     let append_only: HashMap<u32, bool> =
         known.iter().map(|one| (one.oid, one.publish == Publish::AppendOnly)).collect();
+    let configured = extension_config_tables(session).await.map_err(|error| error.report())?;
+    for table in configured.iter().filter(|table| !table.sequence) {
+        let condition = without_where(&table.condition);
+        leaves.extend(catalog::leaf(session, table.relid, condition).await.map_err(failed)?);
+    }
     for leaf in &mut leaves {
         if let Some(root) = through_root.get(&leaf.relid) {
             leaf.target = root.clone();
@@ -242,6 +247,15 @@ pub(super) async fn plan_leaves(
         leaf.append_only = append_only.get(&leaf.relid).copied().unwrap_or(false);
     }
     Ok(leaves)
+}
+
+/// An extension gives its condition with the word WHERE.
+fn without_where(condition: &str) -> &str {
+    let trimmed = condition.trim();
+    match trimmed.get(..5) {
+        Some(word) if word.eq_ignore_ascii_case("where") => trimmed[5..].trim_start(),
+        _ => trimmed,
+    }
 }
 
 /// The operator's filter.

@@ -55,7 +55,8 @@ struct View {
 pub struct Shared {
     record: Mutex<Record>,
     leases: Mutex<Option<Leases>>,
-    holds: Mutex<Vec<v1::Hold>>,
+    /// None: not looked at yet by this process.
+    holds: Mutex<Option<Vec<v1::Hold>>>,
     view: Mutex<View>,
     lift_sql: Mutex<(String, Option<prost_types::Timestamp>)>,
 }
@@ -91,13 +92,18 @@ impl Shared {
         *lock(&self.leases) = leases;
     }
 
-    /// The snapshots that workers should hold.
-    pub fn holds(&self) -> Vec<v1::Hold> {
-        lock(&self.holds).clone()
+    /// The snapshots that workers should hold. None: this process cannot say yet, and a worker
+    /// that outlived the last one keeps what it holds.
+    pub fn holds(&self) -> Option<Vec<v1::Hold>> {
+        let holds = lock(&self.holds).clone();
+        if holds.is_none() && lock(&self.record).snapshots.is_empty() {
+            return Some(Vec::new());
+        }
+        holds
     }
 
     pub fn set_holds(&self, holds: Vec<v1::Hold>) {
-        *lock(&self.holds) = holds;
+        *lock(&self.holds) = Some(holds);
     }
 
     /// One line: what is going on now.

@@ -115,6 +115,11 @@ impl Stream {
         self.end_position.send_replace(end);
     }
 
+    /// Where the end position is set from elsewhere.
+    pub fn end_position(&self) -> watch::Sender<Option<PgLsn>> {
+        self.end_position.clone()
+    }
+
     /// How far replay is, while it runs.
     pub fn status(&self) -> Option<watch::Receiver<ReplayStatus>> {
         self.replay.as_ref().map(|handle| handle.status.clone())

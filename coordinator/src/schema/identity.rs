@@ -30,7 +30,7 @@ impl OriginalIdentity {
     }
 }
 
-const MARK: &str = "schema/replica_identities";
+pub(super) const MARK: &str = "schema/replica_identities";
 
 pub(super) async fn restore(
     context: &Context,

@@ -68,11 +68,16 @@ impl WorkerService for Workers {
         response.fenced = self.registry.board.renew(&request.worker_id, &request.leases);
         for handle in self.registry.list() {
             if let Some(leases) = handle.shared.leases() {
-                let verdict = leases.renew(&request.worker_id, &request.leases);
+                let of_plan: Vec<v1::HeldLease> =
+                    request.leases.iter().filter(|l| !Board::is_of(l.task_id)).cloned().collect();
+                let verdict = leases.renew(&request.worker_id, &of_plan);
                 response.fenced.extend(verdict.fenced);
                 response.revoked.extend(verdict.revoked);
             }
-            response.holds.extend(handle.shared.holds());
+            match handle.shared.holds() {
+                Some(holds) => response.holds.extend(holds),
+                None => response.holds_unknown = true,
+            }
         }
         Ok(Response::new(response))
     }

@@ -48,7 +48,7 @@ async fn list(source: &Session, filter: &Filter) -> Result<Vec<TableName>, Error
               select 1 from pg_depend e join pg_extension x on x.oid = e.refobjid
                where e.classid = 'pg_catalog.pg_class'::regclass and e.objid = c.oid
                  and e.refclassid = 'pg_catalog.pg_extension'::regclass and e.deptype = 'e'
-                 and not c.oid = any(coalesce(x.extconfig, '{{}}')))
+                 and not c.oid = any(coalesce(x.extconfig, '{}')))
           order by 1, 2"
     );
     let read = async {
