@@ -1,7 +1,7 @@
 //! Preflight checks as people read them: what passed on a line each, what did not with its
 //! fix. Pure.
 
-use crate::{output::Colour, progress::one_line};
+use crate::{output::Colour, progress::one_line, unit};
 use proto::v1::{self, CheckOutcome};
 
 /// Counts of a preflight.
@@ -38,10 +38,10 @@ pub(crate) fn text(checks: &[v1::Check], colour: Colour) -> String {
         ordered.into_iter().flat_map(|check| check_lines(check, width, colour)).collect();
     let tally = Tally::of(checks);
     lines.push(format!(
-        "{} checks: {} passed, {} warnings, {} failures",
-        checks.len(),
+        "{}: {} passed, {}, {} failed",
+        unit::counted(checks.len(), "check"),
         tally.passed,
-        tally.warned,
+        unit::counted(tally.warned, "warning"),
         tally.failed
     ));
     lines.join("\n")
@@ -95,7 +95,7 @@ mod tests {
             "ok       versions   source       x\n\
              FAILED   wal_level  source       x\n\
              \x20        fix:   alter system set wal_level = logical;\n\
-             2 checks: 1 passed, 0 warnings, 1 failures"
+             2 checks: 1 passed, 0 warnings, 1 failed"
         );
     }
 }

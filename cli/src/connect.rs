@@ -71,7 +71,7 @@ pub(crate) fn socket_of(dir: &Path) -> PathBuf {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("no coordinator answers at {place}")]
-    Unreachable { place: Place, source: tonic::transport::Error },
+    Unreachable { place: Place, cause: String },
     #[error("\"{url}\" is not a coordinator's address")]
     Address { url: String },
     #[error("could not read certificate authorities from \"{}\"", path.display())]
@@ -107,15 +107,16 @@ impl Classify for Error {
             Self::SocketPath { .. } => {
                 format!("A Unix socket's path has at most {} bytes.", SOCKET_PATH_MAX - 1)
             }
-            Self::Unreachable { .. }
-            | Self::Address { .. }
-            | Self::Authorities { .. }
-            | Self::NoDirectory => String::new(),
+            Self::Unreachable { cause, .. } => format!("Cause: {cause}."),
+            Self::Address { .. } | Self::Authorities { .. } | Self::NoDirectory => String::new(),
         }
     }
 
     fn hint(&self) -> String {
         match self {
+            Self::Unreachable { cause, .. } if cause.contains("Permission denied") => {
+                "It belongs to another user of this machine: run skein as that one.".to_owned()
+            }
             Self::Unreachable { place: Place::Dir(dir), .. } => {
                 let dir = quoted(&dir.display().to_string());
                 format!(
@@ -205,7 +206,10 @@ fn address(url: &str) -> Result<Place, Error> {
 /// # Errors
 /// [`Error::Unreachable`], or what is wrong with the address.
 pub(crate) async fn channel(place: &Place, ca_file: Option<&Path>) -> Result<Channel, Error> {
-    let unreachable = |source| Error::Unreachable { place: place.clone(), source };
+    let unreachable = |error: tonic::transport::Error| Error::Unreachable {
+        place: place.clone(),
+        cause: innermost(&error),
+    };
     let socket = match place {
         Place::Dir(dir) => socket_of(dir),
         Place::Socket(path) => path.clone(),
@@ -221,6 +225,15 @@ pub(crate) async fn channel(place: &Place, ca_file: Option<&Path>) -> Result<Cha
         .connect_with_connector(connector)
         .await
         .map_err(unreachable)
+}
+
+/// The system's own words: what stands around them says "transport error" and repeats.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 /// The operator service behind a channel.

@@ -43,6 +43,9 @@ const DEATHS_MAX: usize = 5;
 const DEATH_WINDOW: Duration = Duration::from_secs(120);
 /// Longest wait for a coordinator that was asked to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// Exit code of a coordinator that found another one in its directory (EX_TEMPFAIL of
+/// sysexits.h): that one is not serving yet, or no longer, and is waited for.
+const ANOTHER_HOLDS: i32 = 75;
 /// What is shown of its log.
 const TAIL_LINES: usize = 15;
 const TAIL_BYTES_MAX: u64 = 64 * 1024;
@@ -240,7 +243,10 @@ impl Launcher {
             .stderr(log_again)
             .spawn()
             .map_err(|source| Error::Spawn { program, source })?;
-        self.child = Some(child);
+        if let Some(mut dead) = self.child.replace(child) {
+            // Takes its exit status, so that it does not stay as a zombie.
+            let _was_dead = dead.try_wait();
+        }
         Ok(())
     }
 
@@ -253,6 +259,9 @@ impl Launcher {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
             if let Some(status) = ended {
                 self.child = None;
+                if status.code() == Some(ANOTHER_HOLDS) {
+                    continue;
+                }
                 let tail = tail(&self.log(), log_begin);
                 return Err(Error::Died { status, tail, log: self.log() });
             }

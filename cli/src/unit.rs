@@ -28,6 +28,11 @@ pub(crate) fn count(number: u64) -> String {
     HumanCount(number).to_string()
 }
 
+/// `1 check`, `2 checks`.
+pub(crate) fn counted(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 /// A rate as a whole number; rates are estimates, so the fraction says nothing.
 pub(crate) fn rate(per_s: f64) -> u64 {
     // The text form has no sign and no fraction, so it always parses; NaN counts as nothing.

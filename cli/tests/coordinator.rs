@@ -158,8 +158,9 @@ impl OperatorService for Fake {
         self.0.log("create", &request);
         let spec = request.into_inner().spec.unwrap();
         if let Some(held) = self.0.get(&spec.name) {
-            if held.spec.as_ref() != Some(&spec) {
-                let primary = format!("migration \"{}\" exists with another spec", spec.name);
+            let known = held.spec.clone().unwrap_or_default();
+            if (&known.source, &known.target) != (&spec.source, &spec.target) {
+                let primary = format!("migration \"{}\" moves something else", spec.name);
                 return Err(Report::definite("ALREADY_EXISTS", primary).into());
             }
             return Ok(Response::new(v1::CreateMigrationResponse { migration: Some(held) }));

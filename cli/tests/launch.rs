@@ -239,7 +239,7 @@ fn check_needs_no_coordinator_and_leaves_none() {
     let machine = Machine::new();
     let said = machine.run("check");
     assert_eq!(said.code, Some(0), "{}", said.err);
-    assert!(said.out.contains("1 checks: 1 passed"), "{}", said.out);
+    assert!(said.out.contains("1 check: 1 passed"), "{}", said.out);
     assert!(!machine.is_running());
     assert_eq!(fs::read_dir(machine.dir().join("secrets")).unwrap().count(), 0);
 }
@@ -266,8 +266,11 @@ fn the_name_of_a_migration_never_comes_to_mean_another_server() {
     assert!(!other.err.contains("hunter2"), "{}", other.err);
     let kept = fs::read_to_string(machine.dir().join("secrets/main.source")).unwrap();
     assert_eq!(kept.trim(), SOURCE);
-    let other = machine.run("migrate --detach --workers 9");
+    let other = machine.run("migrate --detach --target env:ELSEWHERE");
     assert_eq!(other.code, Some(5), "{}", other.err);
+    let kept = machine.run("migrate --detach --workers 9");
+    assert_eq!(kept.code, Some(0), "{}", kept.err);
+    assert!(kept.err.contains("given otherwise now: copy."), "{}", kept.err);
     assert!(machine.is_running());
 }
 

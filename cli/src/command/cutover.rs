@@ -47,9 +47,11 @@ pub(crate) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     let mut client = context.connect().await?;
     let name = context.name(&mut client, &args.name).await?;
     let before = get(&mut client, &name).await?;
+    let created = before.spec.as_ref().and_then(|spec| spec.cutover).unwrap_or_default();
     let order = v1::CutoverMigrationRequest {
         name: name.clone(),
-        no_fence: args.no_fence,
+        // What was chosen at creation holds for each cutover.
+        no_fence: args.no_fence || created.no_fence,
         // Parsed to be at most an hour.
         timeout_s: args.timeout.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(3600)),
         dry_run: args.dry_run,

@@ -165,14 +165,11 @@ async fn begin(
     client: &mut Client,
 ) -> Result<Begun, Failure> {
     let existing = find(client, &args.name).await?;
-    let ends = args.spec.ends();
-    settle::settle(&context.place, &mut spec, &ends, existing.as_ref())?;
-    match &existing {
-        Some(migration) if ends.source.is_none() && ends.target.is_none() => {
-            // Asked by name alone: attach to what it is.
-            spec = migration.spec.clone().unwrap_or(spec);
-        }
-        _ => {}
+    settle::settle(&context.place, &mut spec, &args.spec.ends(), existing.as_ref())?;
+    let asked = spec.clone();
+    if let Some(held) = existing.as_ref().and_then(|migration| migration.spec.clone()) {
+        // What it was created with holds; only another source or target is refused.
+        spec = v1::MigrationSpec { source: spec.source, target: spec.target, ..held };
     }
     let begun_before = existing
         .as_ref()
@@ -191,6 +188,11 @@ async fn begin(
         && begun_before
     {
         output::say(&attached_words(context, existing));
+    }
+    if let Some(words) =
+        kept_words(&asked, existing.as_ref().and_then(|migration| migration.spec.as_ref()))
+    {
+        output::say(&words);
     }
     if matches!(created.phase(), Phase::Done | Phase::Aborting | Phase::Aborted) {
         return Ok(Begun::Started(Box::new(created)));
@@ -212,6 +214,27 @@ fn attached_words(context: &Context, migration: &v1::Migration) -> String {
         }
         None => format!("Attached to migration \"{name}\", which runs already."),
     }
+}
+
+/// Which of the settings given now are not those that the migration was created with.
+fn kept_words(given: &v1::MigrationSpec, held: Option<&v1::MigrationSpec>) -> Option<String> {
+    let held = held?;
+    let differing: Vec<&str> = [
+        ("filter", given.filter != held.filter),
+        ("identity", given.identity != held.identity),
+        ("copy", given.copy != held.copy),
+        ("replay", given.replay != held.replay),
+        ("cutover", given.cutover != held.cutover),
+    ]
+    .into_iter()
+    .filter_map(|(section, differs)| differs.then_some(section))
+    .collect();
+    (!differing.is_empty()).then(|| {
+        format!(
+            "It keeps the settings it was created with; given otherwise now: {}.",
+            differing.join(", ")
+        )
+    })
 }
 
 async fn checks_pass(client: &mut Client, spec: &v1::MigrationSpec) -> Result<bool, Failure> {
