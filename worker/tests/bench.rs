@@ -24,10 +24,21 @@ create table skein.task (
   token bigint not null default 0, worker text, finished_at timestamptz, rows bigint,
   bytes bigint, failures int not null default 0);";
 
-/// One server for all tests; it dies with this process.
-pub(crate) fn server() -> &'static Postgres {
-    static SERVER: OnceLock<Postgres> = OnceLock::new();
-    SERVER.get_or_init(|| Postgres::builder().setting("max_connections", "200").start().unwrap())
+/// Major versions of source and target.
+pub(crate) type Majors = (u32, u32);
+
+/// The pairs of versions that tests of values and of the server's behaviour run on.
+pub(crate) const PAIRS: [Majors; 3] = [(15, 15), (15, 17), (17, 17)];
+
+/// One server of each version for all tests; they die with this process. None: not installed,
+/// which a line on stderr says.
+pub(crate) fn server(major: u32) -> Option<&'static Postgres> {
+    static SERVERS: [OnceLock<Option<Postgres>>; 2] = [OnceLock::new(), OnceLock::new()];
+    let start = || {
+        let builder = Postgres::builder().major(major).setting("max_connections", "200");
+        builder.start_or_skip().unwrap()
+    };
+    SERVERS[usize::from(major != 15)].get_or_init(start).as_ref()
 }
 
 /// A database.
@@ -94,6 +105,11 @@ impl<'a> Chunk<'a> {
     }
 }
 
+async fn create(server: &Postgres, name: &str, options: &str) {
+    let postgres = Database::open(server.conninfo("postgres")).await;
+    postgres.run(&format!("create database {name} template template0 {options}")).await;
+}
+
 /// Source, target, coordinator, and workers in this process.
 #[derive(Debug)]
 pub(crate) struct Bench {
@@ -119,16 +135,25 @@ impl Bench {
 
     /// `encoding`: the source's, as in the options.
     pub(crate) async fn with_source_options(options: &str, encoding: &'static str) -> Self {
+        Self::start((15, 15), options, encoding).await.expect("PostgreSQL 15 is installed")
+    }
+
+    /// None where one of the versions is not installed.
+    pub(crate) async fn between(majors: Majors) -> Option<Self> {
+        Self::start(majors, "encoding 'UTF8'", "UTF8").await
+    }
+
+    async fn start((left, right): Majors, options: &str, encoding: &'static str) -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let server = tokio::task::spawn_blocking(server).await.unwrap();
-        let postgres = Database::open(server.conninfo("postgres")).await;
+        let servers = tokio::task::spawn_blocking(move || Some((server(left)?, server(right)?)));
+        let (left, right) = servers.await.unwrap()?;
         let (source, target) = (format!("source{number}"), format!("target{number}"));
-        postgres.run(&format!("create database {source} template template0 {options}")).await;
-        postgres.run(&format!("create database {target} template template0 encoding 'UTF8'")).await;
+        create(left, &source, options).await;
+        create(right, &target, "encoding 'UTF8'").await;
         let bench = Self {
-            source: Database::open(server.conninfo(&source)).await,
-            target: Database::open(server.conninfo(&target)).await,
+            source: Database::open(left.conninfo(&source)).await,
+            target: Database::open(right.conninfo(&target)).await,
             coordinator: Coordinator::start(),
             exporter: None,
             snapshot: String::new(),
@@ -140,7 +165,7 @@ impl Bench {
             stop: CancellationToken::new(),
         };
         bench.target.run(TASK_TABLE).await;
-        bench
+        Some(bench)
     }
 
     /// The same statements on both sides.

@@ -1,7 +1,10 @@
 //! Rows arrive as they are.
 
-use crate::bench::{Bench, Chunk, copy_of};
-use proto::v1::{self, complete_task_request::Result::Copy};
+use crate::bench::{Bench, Chunk, PAIRS, copy_of};
+use proto::v1::{
+    self,
+    complete_task_request::Result::{Copy, Verify},
+};
 
 /// Values that text or binary might change, and names that quoting might miss.
 const ODD: &str = r#"
@@ -46,7 +49,14 @@ const ODD_COLUMNS: &[&str] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_names_and_values_arrive_equal_in_chunks_as_text_and_binary() {
-    let mut bench = Bench::new().await;
+    for majors in PAIRS {
+        if let Some(bench) = Bench::between(majors).await {
+            copy_odd(bench).await;
+        }
+    }
+}
+
+async fn copy_odd(mut bench: Bench) {
     bench.both(ODD).await;
     bench.source.run(ODD_ROWS).await;
     bench.export().await;
@@ -73,6 +83,22 @@ async fn odd_names_and_values_arrive_equal_in_chunks_as_text_and_binary() {
     }
     let marks = "select count(*) from skein.task where finished_at is not null and bytes > 0";
     assert_eq!(bench.target.value(marks).await, "6");
+    // And a comparison says so, between these versions too.
+    bench.source.run("delete from public.\"Öd\"\"d.T\nx\" where n = 7").await;
+    let name = v1::TableName { schema: "public".to_owned(), name: ODD_TABLE.to_owned() };
+    let verify = v1::VerifyWork {
+        source_table: Some(name.clone()),
+        target_table: Some(name),
+        columns: ODD_COLUMNS.iter().map(|&name| name.to_owned()).collect(),
+        key_columns: vec!["id".to_owned()],
+        max_differences: 3,
+        ..Default::default()
+    };
+    let task = bench.task("copy", v1::task::Work::Verify(verify)).await;
+    let Verify(result) = bench.coordinator.run(task).await else { panic!("no comparison") };
+    assert_eq!((result.source_rows, result.differences.len()), (400, 0));
+    assert_eq!(result.source_digest, result.target_digest);
+    bench.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,10 @@ const WHOLE: Chunk<'_> =
 
 /// A table of 4 MB, and a worker that takes 8 s to copy it.
 async fn slow_bench() -> Bench {
-    let mut bench = Bench::new().await;
+    slow(Bench::new().await).await
+}
+
+async fn slow(mut bench: Bench) -> Bench {
     bench.both("create table public.t (id int, v text)").await;
     bench
         .source
@@ -175,7 +178,14 @@ async fn a_table_locked_by_the_application_is_handed_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_snapshot_is_said_to_be_lost_and_a_living_one_beside_it_is_found() {
-    let mut bench = slow_bench().await;
+    for majors in [(15, 15), (17, 17)] {
+        if let Some(bench) = Bench::between(majors).await {
+            lose_snapshot(slow(bench).await).await;
+        }
+    }
+}
+
+async fn lose_snapshot(mut bench: Bench) {
     full_speed(&bench);
     let mut task = bench.chunk(WHOLE).await;
     let living = bench.snapshot.clone();

@@ -89,8 +89,9 @@ async fn two_workers_on_one_task_commit_it_once() {
 async fn a_commit_whose_answer_was_lost_is_found_by_its_mark() {
     for loss in [Loss::Answer, Loss::Request] {
         let mut bench = bench().await;
-        let proxy = Proxy::start(server().port(), loss).await;
-        let (direct, port) = (server().port().to_string(), proxy.port.to_string());
+        let server = server(15).unwrap().port();
+        let proxy = Proxy::start(server, loss).await;
+        let (direct, port) = (server.to_string(), proxy.port.to_string());
         bench.target_conninfo = Some(bench.target.conninfo.replace(&direct, &port));
         bench.work(1);
         let task = bench.chunk(WHOLE).await;

@@ -6,8 +6,7 @@ use proto::v1::ReleaseCause;
 const COLUMNS: &[&str] = &["id", "v"];
 
 /// First half copied, then `statement` on the source, then the second half offered.
-async fn between_two_chunks(statement: &str) -> (Bench, ReleaseCause) {
-    let mut bench = Bench::new().await;
+async fn between_two_chunks(bench: &mut Bench, statement: &str) -> ReleaseCause {
     bench.both("create table public.t (id int primary key, v text)").await;
     bench
         .source
@@ -30,8 +29,8 @@ async fn between_two_chunks(statement: &str) -> (Bench, ReleaseCause) {
     };
     assert_eq!(bench.target.content("public.t").await, before, "{statement}");
     assert!(!bench.is_marked(&second).await);
-    let cause = released.cause();
-    (bench, cause)
+    bench.stop().await;
+    released.cause()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,9 +43,11 @@ async fn a_rewritten_table_is_not_read_under_the_old_snapshot() {
         "alter table public.t add w float default random()",
         "alter table public.t set unlogged",
     ] {
-        let (mut bench, cause) = between_two_chunks(statement).await;
-        assert_eq!(cause, ReleaseCause::Rewritten, "{statement}");
-        bench.stop().await;
+        for majors in [(15, 15), (17, 17)] {
+            let Some(mut bench) = Bench::between(majors).await else { continue };
+            let cause = between_two_chunks(&mut bench, statement).await;
+            assert_eq!(cause, ReleaseCause::Rewritten, "{statement}");
+        }
     }
 }
 
@@ -56,9 +57,11 @@ async fn another_table_of_the_same_name_is_not_read() {
         "begin; alter table public.t rename to old; alter table public.other rename to t; commit",
         "drop table public.t",
     ] {
-        let (mut bench, cause) = between_two_chunks(statement).await;
-        assert_eq!(cause, ReleaseCause::Replaced, "{statement}");
-        bench.stop().await;
+        for majors in [(15, 15), (17, 17)] {
+            let Some(mut bench) = Bench::between(majors).await else { continue };
+            let cause = between_two_chunks(&mut bench, statement).await;
+            assert_eq!(cause, ReleaseCause::Replaced, "{statement}");
+        }
     }
 }
 
