@@ -11,6 +11,7 @@
 
 pub mod archive;
 mod attempt;
+mod beside;
 pub mod build;
 mod choice;
 mod client;
@@ -30,6 +31,7 @@ mod step;
 mod undo;
 
 pub use archive::Archive;
+pub use beside::LeafKey;
 pub use build::{BuildPlan, build_tasks, refresh_tasks};
 pub use dump::Dumped;
 pub use entry::{Entry, Stage};
@@ -104,8 +106,7 @@ impl Schema {
         };
         let (entries, mut not_moved) = choice.choose(parsed.entries)?;
         not_moved.extend(dumped.warnings);
-        let archive = Archive { digest: dumped.digest, ..Archive::of(entries) };
-        Ok((archive, not_moved))
+        Ok((Archive::of(entries).with(dumped.digest, dumped.leaf_keys), not_moved))
     }
 
     /// Makes the source's roles on the target, but for those that are there.

@@ -180,6 +180,11 @@ alter table app.measure add constraint measure_key primary key (at, device);
 create index measure_value on app.measure (value);
 create index measure_2025_only on app.measure_2025 (device) where value > 0;
 alter table app.measure add foreign key (device) references app.child (id);
+create table app.refers (at date, device int,
+  foreign key (at, device) references app.measure (at, device) on update cascade);
+create table app.refers_parted (id int, at date, device int,
+  foreign key (at, device) references app.measure (at, device)) partition by range (id);
+create table app.refers_parted_1 partition of app.refers_parted for values from (0) to (100);
 create table app.hashed (m app.mood, x int) partition by hash (m);
 create table app.hashed_0 partition of app.hashed for values with (modulus 2, remainder 0);
 create table app.hashed_1 partition of app.hashed for values with (modulus 2, remainder 1);
@@ -287,4 +292,6 @@ create transform for hstore language plpgsql (from sql with function pg_catalog.
 insert into app.made_later (code, amount, during) values ('a', 1, '[2026-01-01,2026-02-01)'), ('b', 2, null);
 insert into app.child values (1, 5, null);
 insert into app.measure values ('2025-05-05', 1, 1), ('2026-06-06', 1, 2);
+insert into app.refers values ('2025-05-05', 1);
+insert into app.refers_parted values (1, '2026-06-06', 1);
 refresh materialized view app.summary;

@@ -9,9 +9,10 @@
 //! three numbers stand in the list and nowhere else in the text; an entry of the list without
 //! text, or with two, is an error and not a guess.
 
+use super::beside::LeafKey;
 use super::entry::{Entry, HEAP, NO_TABLESPACE, Section, Stage, Staging};
 use super::error::{Error, Result};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// All entries, in the order in which they can be restored.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +21,8 @@ pub struct Archive {
     pub digest: String,
     pub entries: Vec<Entry>,
     pub(super) staging: Staging,
+    /// Foreign keys of leaf partitions that are restored.
+    pub(super) leaf_keys: Vec<LeafKey>,
 }
 
 impl Archive {
@@ -63,7 +66,17 @@ impl Archive {
 
     /// Of entries in order.
     pub fn of(entries: Vec<Entry>) -> Self {
-        Self { digest: String::new(), staging: Staging::of(&entries), entries }
+        let staging = Staging::of(&entries);
+        Self { digest: String::new(), staging, entries, leaf_keys: Vec::new() }
+    }
+
+    /// The same with its digest, and the leaf keys whose table is in it.
+    #[must_use]
+    pub(super) fn with(self, digest: String, mut leaf_keys: Vec<LeafKey>) -> Self {
+        let tables: HashSet<u32> =
+            self.entries.iter().filter(|e| e.kind == "TABLE").map(|e| e.oid).collect();
+        leaf_keys.retain(|key| tables.contains(&key.relid));
+        Self { digest, leaf_keys, ..self }
     }
 
     /// Entries of a stage, in order.

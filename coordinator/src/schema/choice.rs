@@ -28,51 +28,81 @@ impl Choice<'_> {
     /// # Errors
     /// `FILTER_BREAKS_TABLE` when a table that stays needs an object that does not.
     pub(super) fn choose(&self, entries: Vec<Entry>) -> Result<(Vec<Entry>, Vec<String>)> {
-        let labels: HashMap<u32, String> = entries.iter().map(|e| (e.id, e.label())).collect();
-        let mut left_out = self.sequences_of_excluded_tables(&entries);
-        let mut bare = HashSet::new();
-        let mut notes = Vec::new();
-        let mut kept = Vec::with_capacity(entries.len());
+        let mut parts = self.sequences_of_excluded_tables(&entries);
+        loop {
+            let pass = self.pass(&entries, &parts)?;
+            // A view over a key is two entries: a dummy, and its query as a rule.
+            let halves: Vec<(u32, u32)> = entries
+                .iter()
+                .filter(|entry| entry.kind == "RULE" && pass.left_out.contains(&entry.id))
+                .filter_map(|rule| Some((rule, rule.tag.strip_suffix(" _RETURN")?)))
+                .flat_map(|(rule, tag)| {
+                    let is_dummy = move |entry: &&Entry| {
+                        entry.kind == "VIEW" && entry.tag == tag && entry.schema == rule.schema
+                    };
+                    entries.iter().filter(is_dummy).map(move |dummy| (dummy.id, rule.id))
+                })
+                .filter(|(dummy, _)| !pass.left_out.contains(dummy))
+                .collect();
+            if halves.is_empty() {
+                let kept = entries.into_iter().filter(|entry| pass.kept.contains(&entry.id));
+                return Ok((kept.collect(), pass.notes));
+            }
+            parts.extend(halves);
+        }
+    }
+
+    /// Once through all entries; `parts` go with another object, whatever they need.
+    fn pass(&self, entries: &[Entry], parts: &HashMap<u32, u32>) -> Result<Pass> {
+        let by_id: HashMap<u32, &Entry> = entries.iter().map(|entry| (entry.id, entry)).collect();
+        let mut pass = Pass::default();
         for entry in entries {
-            let needed = entry.depends_on.iter().find(|id| left_out.contains(id));
-            if self.is_ours(&entry) {
-                bare.insert(entry.id);
+            if self.is_ours(entry) {
+                pass.bare.insert(entry.id);
                 continue;
             }
-            if entry.depends_on.iter().any(|id| bare.contains(id)) && is_attribute(&entry.kind) {
+            if is_attribute(&entry.kind) && entry.depends_on.iter().any(|id| pass.bare.contains(id))
+            {
                 continue;
             }
+            let excluded_by_name = self.filter.excludes_object(&entry.label());
             if entry.kind == "EXTENSION"
-                && (self.filter.leaves_out(Kind::Extensions)
-                    || self.filter.excludes_object(&entry.label()))
+                && (excluded_by_name || self.filter.leaves_out(Kind::Extensions))
             {
                 // Expected on the target already: what needs it stays.
-                notes.push(format!("{}: left out", entry.label()));
-                bare.insert(entry.id);
+                pass.notes.push(format!("{}: left out", entry.label()));
+                pass.bare.insert(entry.id);
                 continue;
             }
-            if self.excludes(&entry) || left_out.contains(&entry.id) {
-                if !is_attribute(&entry.kind) || self.filter.excludes_object(&entry.label()) {
-                    notes.push(format!("{}: left out", entry.label()));
+            let missing = entry.depends_on.iter().chain(parts.get(&entry.id));
+            let missing: Vec<&Entry> = missing
+                .filter(|id| pass.left_out.contains(id) || parts.get(&entry.id) == Some(id))
+                .filter_map(|id| by_id.get(id).copied())
+                .collect();
+            if self.excludes(entry) {
+                if !is_attribute(&entry.kind) || excluded_by_name {
+                    pass.notes.push(format!("{}: left out", entry.label()));
                 }
-                left_out.insert(entry.id);
-            } else if let Some(needed) = needed {
+            } else if let Some(first) = missing.first() {
                 if is_table(&entry.kind) {
-                    return Err(breaks(&entry, &labels[needed]));
+                    return Err(breaks(entry, &first.label()));
                 }
-                if !is_attribute(&entry.kind) {
-                    notes.push(format!(
-                        "{}: left out, since it needs {}",
-                        entry.label(),
-                        labels[needed]
-                    ));
+                // An index of a table that is gone is not worth a line, one of a table that
+                // stays is.
+                let with_owner =
+                    missing.iter().any(|m| is_relation(&m.kind) || is_attribute(&m.kind));
+                if !(is_attribute(&entry.kind) && (with_owner || is_remark(&entry.kind))) {
+                    let needed = first.label();
+                    let note = format!("{}: left out, since it needs {needed}", entry.label());
+                    pass.notes.push(note);
                 }
-                left_out.insert(entry.id);
             } else {
-                kept.push(entry);
+                pass.kept.insert(entry.id);
+                continue;
             }
+            pass.left_out.insert(entry.id);
         }
-        Ok((kept, notes))
+        Ok(pass)
     }
 
     fn is_ours(&self, entry: &Entry) -> bool {
@@ -116,23 +146,45 @@ impl Choice<'_> {
         )
     }
 
-    /// A sequence goes with the table that owns it.
-    fn sequences_of_excluded_tables(&self, entries: &[Entry]) -> HashSet<u32> {
-        let excluded: HashSet<u32> = entries
-            .iter()
-            .filter(|entry| is_table(&entry.kind) && self.excludes(entry))
-            .map(|entry| entry.id)
-            .collect();
-        let sequences: HashSet<u32> =
-            entries.iter().filter(|e| e.kind == "SEQUENCE").map(|e| e.id).collect();
-        entries
-            .iter()
-            .filter(|entry| entry.kind == "SEQUENCE OWNED BY")
-            .filter(|entry| entry.depends_on.iter().any(|id| excluded.contains(id)))
-            .flat_map(|entry| entry.depends_on.iter().filter(|id| sequences.contains(id)))
-            .copied()
-            .collect()
+    /// A sequence goes with the table that owns it: sequence to table.
+    fn sequences_of_excluded_tables(&self, entries: &[Entry]) -> HashMap<u32, u32> {
+        let of_kind = |wanted: fn(&Entry) -> bool| -> HashSet<u32> {
+            entries.iter().filter(|entry| wanted(entry)).map(|entry| entry.id).collect()
+        };
+        let mut excluded = of_kind(|entry| is_table(&entry.kind));
+        let stays = |entry: &&Entry| is_table(&entry.kind) && !self.excludes(entry);
+        for entry in entries.iter().filter(stays) {
+            excluded.remove(&entry.id);
+        }
+        let sequences = of_kind(|entry| entry.kind == "SEQUENCE");
+        let mut owned = HashMap::new();
+        for entry in entries.iter().filter(|entry| entry.kind == "SEQUENCE OWNED BY") {
+            let table = entry.depends_on.iter().find(|id| excluded.contains(id));
+            let sequence = entry.depends_on.iter().find(|id| sequences.contains(id));
+            if let (Some(table), Some(sequence)) = (table, sequence) {
+                owned.insert(*sequence, *table);
+            }
+        }
+        owned
     }
+}
+
+/// What one pass found, by dump id.
+#[derive(Debug, Default)]
+struct Pass {
+    kept: HashSet<u32>,
+    left_out: HashSet<u32>,
+    /// Left out, while what needs them stays.
+    bare: HashSet<u32>,
+    notes: Vec<String>,
+}
+
+fn is_relation(kind: &str) -> bool {
+    is_table(kind) || matches!(kind, "VIEW" | "MATERIALIZED VIEW")
+}
+
+fn is_remark(kind: &str) -> bool {
+    matches!(kind, "COMMENT" | "SECURITY LABEL" | "ACL")
 }
 
 fn is_table(kind: &str) -> bool {
@@ -214,6 +266,34 @@ mod tests {
                 "FK CONSTRAINT app.other fk: left out, since it needs TABLE app.t"
             ]
         );
+    }
+
+    #[test]
+    fn a_view_goes_with_its_query_and_what_reads_it_too() {
+        let entries = [
+            sample(1, "VIEW", "by_key", &[]),
+            sample(2, "VIEW", "reads", &[1]),
+            sample(3, "TABLE", "t", &[]),
+            sample(4, "RULE", "by_key _RETURN", &[3]),
+        ];
+        let filter = v1::Filter { exclude_tables: vec!["app.t".into()], ..Default::default() };
+        let (kept, notes) = choose(filter, &entries).unwrap();
+        assert!(kept.is_empty(), "{kept:?}");
+        assert_eq!(notes[0], "VIEW app.by_key: left out, since it needs RULE app.by_key _RETURN");
+    }
+
+    #[test]
+    fn a_default_that_loses_its_function_is_said() {
+        let entries = [
+            sample(1, "FUNCTION", "f()", &[]),
+            sample(2, "TABLE", "t", &[]),
+            sample(3, "DEFAULT", "t a", &[1, 2]),
+        ];
+        let filter =
+            v1::Filter { exclude_objects: vec!["FUNCTION app.f()".into()], ..Default::default() };
+        let (kept, notes) = choose(filter, &entries).unwrap();
+        assert_eq!(kept, [2]);
+        assert_eq!(notes[1], "DEFAULT app.t a: left out, since it needs FUNCTION app.f()");
     }
 
     #[test]

@@ -9,8 +9,10 @@
 //! keeps it. The source's sessions do not queue behind us: our locks wait a few seconds at
 //! most, and when somebody waits for us, the dump ends and is tried again.
 
+use super::beside::{self, LeafKey};
 use super::client::Clients;
 use super::error::{Error, Result};
+use super::step;
 use crate::migration::context::Context;
 use pg::{Session, TableName, sql};
 use proto::status::ErrorClass;
@@ -36,6 +38,8 @@ pub struct Dumped {
     pub warnings: Vec<String>,
     /// Relations whose names hold new lines, which the archive's comments do not show.
     pub odd_names: Vec<(u32, TableName)>,
+    /// Foreign keys of leaf partitions that belong to one of a partitioned table.
+    pub leaf_keys: Vec<LeafKey>,
 }
 
 /// Path of the archive.
@@ -99,13 +103,15 @@ pub(super) async fn run(
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     let stderr = watched(context, command, name.as_str()).await?;
+    let source = step::source_session(context, "beside").await?;
     let archive = tokio::fs::read(&part).await.map_err(Error::file(&part))?;
     let dumped = Dumped {
         digest: digest(&archive),
         snapshot_epoch,
         client: clients.version.clone(),
         warnings: stderr.lines().filter_map(warning).collect(),
-        odd_names: odd_names(context).await?,
+        odd_names: beside::odd_names(&source).await?,
+        leaf_keys: beside::leaf_keys(&source).await?,
     };
     keep(&part, &archive_path(context)).await?;
     let part = context.dir.join("schema.json.part");
@@ -221,25 +227,6 @@ async fn watched(
     }
     let class = class_of(&messages, status.code().is_none());
     Err(Error::Client { program: "pg_dump", message: errors(&messages), class })
-}
-
-async fn odd_names(context: &Context) -> Result<Vec<(u32, TableName)>> {
-    let session = super::step::source_session(context, "names").await?;
-    let rows = session
-        .query(
-            &sql!(
-                "select c.oid, n.nspname, c.relname from pg_class c
-                 join pg_namespace n on n.oid = c.relnamespace
-                 where c.relname ~ '[\\n\\r]' or n.nspname ~ '[\\n\\r]'"
-            ),
-            &[],
-        )
-        .await
-        .map_err(Error::server("read odd names"))?;
-    Ok(rows
-        .iter()
-        .map(|row| (row.get(0), TableName::new(row.get::<_, String>(1), row.get::<_, String>(2))))
-        .collect())
 }
 
 /// A session that waits for a lock of our dump.

@@ -89,6 +89,17 @@ pub(super) fn context(
 }
 
 impl Pair {
+    /// The same under another role on both ends, named `hired`, with the password `pw`.
+    pub(super) fn hire(&mut self) {
+        let hired = |server: &Postgres| Conninfo::parse(&server.conninfo_as("hired", "pw", "app"));
+        self.schema.context.source = hired(&self.source).unwrap();
+        self.schema.context.target = hired(&self.target).unwrap();
+    }
+
+    pub(super) fn on_target(&self, query: &str) -> String {
+        self.target.psql("app", query).unwrap()
+    }
+
     pub(super) async fn archive(&self) -> Archive {
         self.schema.dump(&self.snapshot, 1).await.unwrap();
         self.schema.archive().await.unwrap().0

@@ -55,6 +55,13 @@ async fn every_object_arrives(pair: &Pair) {
     assert_eq!(differences(&source, &target), Vec::<String>::new());
     assert_eq!(large_objects(&pair.source), large_objects(&pair.target));
     assert_eq!(roles(&pair.source), roles(&pair.target));
+    let unfinished = "select count(*) from pg_constraint where contype = 'f' and conparentid = 0
+        and conrelid in (select inhrelid from pg_inherits)";
+    assert_eq!(
+        pair.target.psql("app", unfinished).unwrap(),
+        "0",
+        "the root adopts its leaves' keys"
+    );
     let subscription = "select subname, subenabled, subslotname is null from pg_subscription";
     assert_eq!(pair.target.psql("app", subscription).unwrap(), "every_subscription|f|t");
 }
