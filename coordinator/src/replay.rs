@@ -12,6 +12,7 @@
 //! position together.
 
 pub mod apply;
+pub mod batch;
 pub mod compact;
 pub mod copy_text;
 pub mod dispatch;
@@ -19,6 +20,7 @@ pub mod error;
 pub mod feed;
 pub mod identity_full;
 pub mod lane;
+pub mod lanes;
 pub mod position;
 pub mod receive;
 pub mod relation;
@@ -26,6 +28,7 @@ pub mod route;
 pub mod row;
 pub mod run;
 pub mod spool;
+pub mod stage;
 pub mod statement;
 pub mod table;
 pub mod transaction;

@@ -3,5 +3,6 @@
 mod faults;
 mod lanes;
 mod random;
+mod stream;
 mod values;
 mod world;

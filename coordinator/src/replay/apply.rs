@@ -11,20 +11,19 @@
 
 use super::{
     compact::{Fold, Step},
-    copy_text,
     error::{Error, Result},
     relation::Relation,
-    row::{Event, Row, Truncate, Value},
+    row::{Event, Row, Truncate},
+    stage::{self, Stages},
     statement::{self, Statement},
     table::Table,
 };
 use bytes::{Bytes, BytesMut};
-use futures::{SinkExt as _, future::join_all};
+use futures::future::join_all;
 use pg::{PgLsn, Session, Sql, sql, sql::Ident};
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     error::Error as StdError,
-    pin::pin,
     sync::Arc,
 };
 use tokio_postgres::{
@@ -42,32 +41,14 @@ const PIPELINE: usize = 30;
 /// Prepared statements kept per session. Each costs the server some 10 kB of plan.
 const PREPARED_LIMIT: usize = 500;
 
-/// Staging tables kept per session: a COMMIT empties each of them, used or not.
-const STAGE_LIMIT: usize = 64;
-
-/// COPY data is sent in pieces of this size (shared/crates.md: gathered to 64 KiB and more).
-const COPY_PIECE_BYTES: usize = 128 * 1024;
-
 /// A session on the target that applies changes.
 #[derive(Debug)]
 pub struct Applier {
     session: Session,
     prepared: HashMap<String, Prepared>,
-    /// Staging tables that a commit made lasting, by target table and column lists.
-    stages: HashMap<StageKey, Stage>,
-    /// Of the transaction under way.
-    new_stages: Vec<StageKey>,
-    used_stages: HashSet<StageKey>,
-    next_stage: u32,
+    stages: Stages,
     /// Temporary tables are allowed here.
     may_stage: bool,
-}
-
-type StageKey = (u32, Vec<usize>, Vec<usize>);
-
-#[derive(Clone, Debug)]
-struct Stage {
-    name: String,
 }
 
 impl Applier {
@@ -87,10 +68,7 @@ impl Applier {
         Ok(Self {
             session,
             prepared: HashMap::new(),
-            stages: HashMap::new(),
-            new_stages: Vec::new(),
-            used_stages: HashSet::new(),
-            next_stage: 0,
+            stages: Stages::default(),
             may_stage: row.get(0),
         })
     }
@@ -99,25 +77,13 @@ impl Applier {
         &self.session
     }
 
-    /// The transaction ended: staging tables made in it stand, or are gone with it.
+    /// The transaction ended.
     ///
     /// # Errors
-    /// When too many staging tables stood and could not be dropped.
+    /// When staging tables could not be dropped.
     pub async fn ended(&mut self, committed: bool) -> Result<()> {
-        for key in self.new_stages.drain(..) {
-            if !committed {
-                self.stages.remove(&key);
-            }
-        }
-        self.used_stages.clear();
-        if self.stages.len() > STAGE_LIMIT {
-            self.session
-                .batch(&sql!("discard temp"))
-                .await
-                .map_err(Error::target("drop staging tables"))?;
-            self.stages.clear();
-        }
-        Ok(())
+        let ended = self.stages.ended(&self.session, committed).await;
+        ended.map_err(Error::target("drop staging tables"))
     }
 
     /// Applies steps in bulk. `end_lsn` is the batch's, for the error.
@@ -267,12 +233,13 @@ impl Applier {
     async fn delete_staged(&mut self, of: &Relation, rows: &[Row], end_lsn: PgLsn) -> Result<()> {
         let fail = |source| bulk_failure("delete", of, end_lsn, source);
         let key = of.key().unwrap_or_default();
-        let stage = self.fill_stage(of, key, &[], rows).await.map_err(fail)?;
+        let stage =
+            self.stages.fill(&self.session, &of.table, [key, &[]], rows).await.map_err(fail)?;
         let sql = sql!(
             "delete from {} as t using pg_temp.{} as s where {}",
             of.table.only(),
             Ident(&stage),
-            joined(&of.table, key)
+            stage::joined(&of.table, key)
         );
         let affected = self.session.execute(&sql, &[]).await.map_err(fail)?;
         check_bulk("delete", of, end_lsn, rows.len(), affected)
@@ -287,17 +254,18 @@ impl Applier {
     ) -> Result<()> {
         let fail = |source| bulk_failure("update", of, end_lsn, source);
         let key = of.key().unwrap_or_default();
-        let stage = self.fill_stage(of, key, set, rows).await.map_err(fail)?;
+        let stage =
+            self.stages.fill(&self.session, &of.table, [key, set], rows).await.map_err(fail)?;
         let assignments = set
             .iter()
             .enumerate()
-            .map(|(i, &at)| sql!("{} = s.{}", of.table.ident(at), Ident(&format!("v{i}"))));
+            .map(|(i, &at)| sql!("{} = s.{}", of.table.ident(at), Ident(&stage::value_column(i))));
         let sql = sql!(
             "update {} as t set {} from pg_temp.{} as s where {}",
             of.table.only(),
             Sql::join(assignments, ", "),
             Ident(&stage),
-            joined(&of.table, key)
+            stage::joined(&of.table, key)
         );
         let affected = self.session.execute(&sql, &[]).await.map_err(fail)?;
         check_bulk("update", of, end_lsn, rows.len(), affected)
@@ -307,75 +275,11 @@ impl Applier {
         let columns = &of.written;
         let sql =
             sql!("copy {} ({}) from stdin", of.table.name, statement::names(&of.table, columns));
-        let copied = self
-            .copy(&sql, rows.iter().map(|row| columns.iter().map(|&at| &row[at])))
+        let values = rows.iter().map(|row| columns.iter().map(|&at| &row[at]));
+        let copied = stage::copy(&self.session, &sql, values)
             .await
             .map_err(|source| bulk_failure("insert", of, end_lsn, source))?;
         check_bulk("insert", of, end_lsn, rows.len(), copied)
-    }
-
-    /// An empty staging table filled with keys and values; its name.
-    async fn fill_stage(
-        &mut self,
-        of: &Relation,
-        key: &[usize],
-        set: &[usize],
-        rows: &[Row],
-    ) -> pg::Result<String> {
-        let place: StageKey = (of.table.id, key.to_vec(), set.to_vec());
-        let stage = match self.stages.get(&place) {
-            Some(stage) => {
-                if self.used_stages.contains(&place) {
-                    self.session.batch(&sql!("truncate pg_temp.{}", Ident(&stage.name))).await?;
-                }
-                stage.clone()
-            }
-            None => self.make_stage(&of.table, &place).await?,
-        };
-        self.used_stages.insert(place);
-        let sql = sql!("copy pg_temp.{} from stdin", Ident(&stage.name));
-        let values = rows.iter().map(|row| key.iter().chain(set).map(|&at| &row[at]));
-        self.copy(&sql, values).await?;
-        Ok(stage.name)
-    }
-
-    /// `create table as` keeps type, modifier and collation and takes no constraint.
-    async fn make_stage(&mut self, table: &Table, place: &StageKey) -> pg::Result<Stage> {
-        self.next_stage += 1;
-        let stage = Stage { name: format!("skein_stage_{}", self.next_stage) };
-        let keys = place.1.iter().enumerate().map(|(i, at)| (format!("k{i}"), *at));
-        let values = place.2.iter().enumerate().map(|(i, at)| (format!("v{i}"), *at));
-        let columns =
-            keys.chain(values).map(|(name, at)| sql!("{} as {}", table.ident(at), Ident(&name)));
-        let sql = sql!(
-            "create temporary table {} on commit delete rows as select {} from {} with no data",
-            Ident(&stage.name),
-            Sql::join(columns, ", "),
-            table.only()
-        );
-        self.session.batch(&sql).await?;
-        self.stages.insert(place.clone(), stage.clone());
-        self.new_stages.push(place.clone());
-        Ok(stage)
-    }
-
-    /// Rows that the server took.
-    async fn copy<'a, R>(&self, sql: &Sql, rows: impl Iterator<Item = R>) -> pg::Result<u64>
-    where
-        R: Iterator<Item = &'a Value>,
-    {
-        let mut sink = pin!(self.session.copy_in(sql).await?);
-        let mut piece = BytesMut::with_capacity(COPY_PIECE_BYTES + 4096);
-        for row in rows {
-            copy_text::line(&mut piece, row);
-            if piece.len() >= COPY_PIECE_BYTES {
-                sink.send(piece.split().freeze()).await?;
-            }
-        }
-        if !piece.is_empty() {
-            sink.send(piece.freeze()).await?;
-        }
-        Ok(sink.finish().await?)
     }
 }
 
@@ -397,15 +301,6 @@ fn leaf_bounds(relation: &Relation, end_lsn: PgLsn) -> Result<Sql> {
             Err(Error::TruncateByHash { table: relation.plan.source.clone(), end_lsn })
         }
     }
-}
-
-/// `t.key = s.k0 and ...`.
-fn joined(table: &Table, key: &[usize]) -> Sql {
-    let equal = key.iter().enumerate().map(|(i, &at)| {
-        let equality = &table.columns[at].equality;
-        sql!("t.{} {} s.{}", table.ident(at), equality, Ident(&format!("k{i}")))
-    });
-    Sql::join(equal, " and ")
 }
 
 fn failure(statement: &Statement, source: pg::Error) -> Error {

@@ -15,6 +15,7 @@ use super::{
 };
 use pg::{PgLsn, Sql, sql};
 use tokio::sync::{mpsc, oneshot};
+use tokio_postgres::SimpleQueryMessage;
 
 /// What a lane is given to do.
 #[derive(Debug)]
@@ -173,17 +174,21 @@ impl Lane {
 
     /// Begins a transaction and moves the positions, which takes their rows.
     async fn begin(&mut self, moves: &[(usize, PgLsn)], end: PgLsn, flush: bool) -> Result<()> {
-        let mut begin = sql!("begin; set constraints all deferred;");
-        if flush {
-            begin.push(" set local synchronous_commit = on;");
+        let synchronous_commit = if flush { "on" } else { "off" };
+        let mut begin = sql!(
+            "begin; set constraints all deferred; set local synchronous_commit = {}",
+            synchronous_commit
+        );
+        for &(lane, previous) in moves {
+            begin.push("; ").push(position_move(lane, self.epoch, previous, end));
         }
         let session = self.applier.session();
-        session.batch(&begin).await.map_err(Error::target("begin a transaction"))?;
-        for &(lane, previous) in moves {
-            let moved = session
-                .execute(&position_move(lane, self.epoch, previous, end), &[])
-                .await
-                .map_err(Error::target("move a lane's position"))?;
+        let answers =
+            session.simple(&begin).await.map_err(Error::target("move a lane's position"))?;
+        let counts: Vec<u64> = answers.iter().filter_map(row_count).collect();
+        // The last answers are those of the moves.
+        let first_move = counts.len().saturating_sub(moves.len());
+        for (&(lane, _), &moved) in moves.iter().zip(&counts[first_move..]) {
             if moved != 1 {
                 return Err(self.lost(lane).await);
             }
@@ -194,32 +199,33 @@ impl Lane {
     /// Commits, or rolls back what failed. The target's insert position after it.
     async fn end(&mut self, applied: Result<()>, end_lsn: PgLsn) -> Result<PgLsn> {
         let committed = match applied {
-            Ok(()) => {
-                let session = self.applier.session();
-                session
-                    .batch(&sql!("commit"))
-                    .await
-                    .map_err(|source| Error::Commit { end_lsn, source })
-            }
+            Ok(()) => self.commit(end_lsn).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = committed {
-            if !self.applier.session().is_closed() {
-                // The first error is the one to tell; a failed rollback ends the session.
-                let _ = self.applier.session().batch(&sql!("rollback")).await;
-            }
-            // The session is given up if it cannot go on; the first error is the one to tell.
-            let _ = self.applier.ended(false).await;
-            return Err(error);
+        if committed.is_err() && !self.applier.session().is_closed() {
+            // The first error is the one to tell; a failed rollback ends the session.
+            let _ = self.applier.session().batch(&sql!("rollback")).await;
         }
-        self.applier.ended(true).await?;
-        let row = self
+        let ended = self.applier.ended(committed.is_ok()).await;
+        let target_lsn = committed?;
+        ended?;
+        Ok(target_lsn)
+    }
+
+    async fn commit(&self, end_lsn: PgLsn) -> Result<PgLsn> {
+        let answers = self
             .applier
             .session()
-            .query_one(&sql!("select pg_current_wal_insert_lsn()"), &[])
+            .simple(&sql!("commit; select pg_catalog.pg_current_wal_insert_lsn()"))
             .await
-            .map_err(Error::target("read its position"))?;
-        Ok(row.get(0))
+            .map_err(|source| Error::Commit { end_lsn, source })?;
+        answers
+            .iter()
+            .find_map(|answer| match answer {
+                SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+                _ => None,
+            })
+            .ok_or(Error::Lost("target's position"))
     }
 
     /// The position was not where we left it: who moved it?
@@ -247,6 +253,13 @@ impl Lane {
 
     async fn tell(&self, committed: Committed) -> Result<()> {
         self.committed.send(committed).await.map_err(|_| Error::Lost("watermark"))
+    }
+}
+
+fn row_count(answer: &SimpleQueryMessage) -> Option<u64> {
+    match answer {
+        SimpleQueryMessage::CommandComplete(rows) => Some(*rows),
+        _ => None,
     }
 }
 

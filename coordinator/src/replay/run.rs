@@ -11,10 +11,11 @@
 
 use super::{
     apply::Applier,
-    dispatch::{Dispatcher, Outcome, State},
+    dispatch::{Dispatcher, Outcome, Parts},
     error::{Error, Result},
     feed::read_ahead,
     lane::{Committed, Lane},
+    lanes::Lanes,
     position::{self, Positions},
     relation::RelationPlan,
     route::Routing,
@@ -184,17 +185,13 @@ impl Replay {
         let follow =
             watermark::follow(session, Watermark::new(positions.clone()), commits, self.mover());
         tasks.spawn(async move { follow.await.and(Err(Error::Lost("watermark"))) });
-        let dispatcher = Dispatcher {
+        let dispatcher = Dispatcher::new(Parts {
             decoder: Decoder::new(&inputs.relations, tables, routing.clone()),
-            routing,
-            lanes: work,
-            positions,
+            lanes: Lanes::new(routing, work, positions, one_by_one_until),
             end_position: inputs.end_position.clone(),
             paused: inputs.paused.clone(),
-            one_by_one_until,
             late,
-            state: State::default(),
-        };
+        });
         tasks.spawn(dispatcher.run(chunks));
         self.status.send_modify(|status| status.late_writes.clear());
         let mut end_position = inputs.end_position.clone();

@@ -255,3 +255,20 @@ async fn without_the_right_to_the_replica_role_replay_goes_on() {
     world.catch_up().await;
     world.assert_equal();
 }
+
+#[tokio::test]
+async fn a_schema_change_inside_of_a_large_transaction_stops_replay_and_nothing_of_it_stays() {
+    let world = World::new("create table t (id int primary key)").await;
+    world.write("insert into t values (0)").await;
+    world
+        .write(
+            "begin; insert into t select generate_series(1, 50000); alter table t add v text;
+             insert into t values (-1, 'v'); commit",
+        )
+        .await;
+    assert_eq!(world.fault().await.reason, "SCHEMA_CHANGED");
+    assert_eq!(world.on_target("select count(*) from t").trim(), "1");
+    world.on_target("alter table t add v text");
+    world.catch_up().await;
+    world.assert_equal();
+}

@@ -109,10 +109,15 @@ impl World {
             .await
             .unwrap()
             .get(0);
+        let system_id: String = source
+            .query_one(&sql!("select system_identifier::text from pg_control_system()"), &[])
+            .await
+            .unwrap()
+            .get(0);
         let dir = tempfile::tempdir().unwrap();
         let identity = SpoolIdentity {
             spool_id: "x".to_owned(),
-            system_id: "1".to_owned(),
+            system_id,
             timeline: 1,
             slot: "s".to_owned(),
             database: "source".to_owned(),
