@@ -257,6 +257,9 @@ async fn what_the_stream_cannot_carry_is_said_before() {
     let identity = check(&checks, "source", "replica_identity");
     assert!(identity.detail.contains(r#""public"."late""#), "{identity:?}");
     assert!(identity.detail.contains("put back at teardown"));
+    let announced = check(&checks, "source", "source_changes");
+    assert!(announced.found.contains("slot skein_m, publications skein_m_full"), "{announced:?}");
+    assert!(announced.found.contains("REPLICA IDENTITY FULL on 1 table"), "{announced:?}");
 }
 
 #[tokio::test]
@@ -267,7 +270,7 @@ async fn an_earlier_run_is_told_from_a_stranger_s_schema_and_misspelt_patterns_a
     let session = target.client("postgres").await.unwrap();
     session.batch(&coordinator::target::ddl()).await.unwrap();
     let (from, to) = (source.conninfo("postgres"), target.conninfo("postgres"));
-    assert_eq!(failed(&run(&spec(), &from, &to).await), ["target schema_skein"]);
+    assert_eq!(failed(&run(&spec(), &from, &to).await), Vec::<String>::new());
     let row = "insert into skein.migration (schema_version, migration_id, name, spec)
                values (1, 'x', 'm', '{}'); create table public.t (id int)";
     target.psql("postgres", row).unwrap();
@@ -278,8 +281,165 @@ async fn an_earlier_run_is_told_from_a_stranger_s_schema_and_misspelt_patterns_a
         failed(&run(&other, &from, &to).await),
         ["target schema_skein", "target target_empty"]
     );
+    target.psql("postgres", "drop table skein.migration, public.t").unwrap();
+    assert_eq!(failed(&run(&spec(), &from, &to).await), ["target schema_skein"]);
     let filter =
         proto::v1::Filter { exclude_tables: vec!["public.T_".into()], ..Default::default() };
     let checks = run(&MigrationSpec { filter: Some(filter), ..spec() }, &from, &to).await;
     assert!(check(&checks, "source", "filter").found.contains(r#""public"."t_""#));
+}
+
+/// pgbouncer in front of a server; ended when dropped.
+struct Pooler {
+    process: std::process::Child,
+    _directory: tempfile::TempDir,
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// None, and a line, where there is no pgbouncer (`SKEIN_TEST_PGBOUNCER`, or in /usr/sbin).
+fn pooler(server: &Postgres, mode: &str, port: u16) -> Option<Pooler> {
+    let program =
+        std::env::var("SKEIN_TEST_PGBOUNCER").unwrap_or_else(|_| "/usr/sbin/pgbouncer".to_owned());
+    if !std::path::Path::new(&program).exists() {
+        eprintln!("skipped: pgbouncer is not on this machine");
+        return None;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("pgbouncer.ini");
+    let text = format!(
+        "[databases]\npostgres = host=127.0.0.1 port={} dbname=postgres user=postgres\n\
+         [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\n\
+         pool_mode = {mode}\nunix_socket_dir =\n\
+         ignore_startup_parameters = extra_float_digits,options,replication\n",
+        server.port()
+    );
+    std::fs::write(&file, text).unwrap();
+    // it refuses to run as root
+    let nobody = std::os::unix::fs::chown(directory.path(), Some(65534), Some(65534)).is_ok();
+    let mut command = std::process::Command::new("setpriv");
+    if nobody {
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    }
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program).arg("-q").arg(file);
+    Some(Pooler { process: command.spawn().unwrap(), _directory: directory })
+}
+
+#[tokio::test]
+async fn a_pooler_of_any_mode_is_told_from_a_server() {
+    let server = Postgres::builder().start().unwrap();
+    let target = Postgres::builder().start().unwrap();
+    for mode in ["transaction", "session"] {
+        let port = loadtest::cluster::port::Port::take().unwrap();
+        let Some(_pooler) = pooler(&server, mode, port.number()) else { return };
+        let conninfo = server.conninfo_at(port.number(), "postgres");
+        crate::stand::until("the pooler", async || {
+            tokio::net::TcpStream::connect(("127.0.0.1", port.number())).await.is_ok()
+        })
+        .await;
+        let checks = run(&spec(), &conninfo, &target.conninfo("postgres")).await;
+        let found = "a pooler stands between us and the server";
+        assert!(checks.iter().any(|check| check.found == found), "{mode}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_target_lacks_is_named_encoding_extension_tablespace_role() {
+    let source = Postgres::builder().start().unwrap();
+    let target = Postgres::builder().start().unwrap();
+    source
+        .psql(
+            "postgres",
+            "create database old encoding 'SQL_ASCII' locale 'C' template template0;
+             set allow_in_place_tablespaces = on; create tablespace fast location '';
+             create role owner;",
+        )
+        .unwrap();
+    source
+        .psql(
+            "old",
+            "create table t (id int primary key) tablespace fast; alter table t owner to owner;
+             create extension citext;",
+        )
+        .unwrap();
+    let (from, to) = (source.conninfo("old"), target.conninfo("postgres"));
+    let checks = run(&spec(), &from, &to).await;
+    assert_eq!(failed(&checks), ["both encoding", "target tablespaces"]);
+    assert_eq!(check(&checks, "both", "locale").outcome(), CheckOutcome::Warning);
+    assert!(check(&checks, "target", "roles").found.contains("owner"));
+    assert!(check(&checks, "target", "tablespaces").fix.contains("create tablespace \"fast\""));
+    // as it looks where the extension's files are not installed on the target
+    source
+        .psql(
+            "old",
+            "set allow_system_table_mods = on;
+             update pg_extension set extname = 'postgis' where extname = 'citext'",
+        )
+        .unwrap();
+    let checks = run(&spec(), &from, &to).await;
+    assert!(check(&checks, "target", "extensions").found.contains("postgis"));
+    let filter = proto::v1::Filter { leave_out: vec!["extensions".into()], ..Default::default() };
+    let checks = run(&MigrationSpec { filter: Some(filter), ..spec() }, &from, &to).await;
+    assert!(!failed(&checks).contains(&"target extensions".to_owned()));
+}
+
+#[tokio::test]
+async fn hypertables_are_refused_since_their_chunks_would_be_lost() {
+    let source = Postgres::builder().start().unwrap();
+    let target = Postgres::builder().start().unwrap();
+    // the catalogs as TimescaleDB leaves them; the extension itself is not on every machine
+    source
+        .psql(
+            "postgres",
+            "set allow_system_table_mods = on; create extension citext;
+             update pg_extension set extname = 'timescaledb', extversion = '2.19.3'
+              where extname = 'citext';
+             create schema _timescaledb_catalog;
+             create table _timescaledb_catalog.hypertable (id int primary key);
+             insert into _timescaledb_catalog.hypertable values (1)",
+        )
+        .unwrap();
+    let checks = run(&spec(), &source.conninfo("postgres"), &target.conninfo("postgres")).await;
+    let found = check(&checks, "source", "timescaledb");
+    assert_eq!(found.outcome(), CheckOutcome::Failure);
+    assert_eq!(found.found, "TimescaleDB 2.19.3, 1 hypertable");
+}
+
+#[tokio::test]
+async fn a_newer_source_and_a_standby_are_refused() {
+    let Some(newer) = Postgres::builder().major(17).start_or_skip().unwrap() else { return };
+    let older = Postgres::builder().start().unwrap();
+    let checks = run(&spec(), &newer.conninfo("postgres"), &older.conninfo("postgres")).await;
+    assert!(failed(&checks).contains(&"both version_order".to_owned()));
+    let checks = run(&spec(), &older.conninfo("postgres"), &newer.conninfo("postgres")).await;
+    assert_eq!(failed(&checks), Vec::<String>::new());
+
+    let mut standby = Postgres::builder().start().unwrap();
+    standby.stop(loadtest::cluster::postgres::Stop::Fast).unwrap();
+    std::fs::write(standby.data_directory().join("standby.signal"), "").unwrap();
+    standby.start_again().unwrap();
+    let checks = run(&spec(), &standby.conninfo("postgres"), &older.conninfo("postgres")).await;
+    assert!(failed(&checks).contains(&"source standby".to_owned()));
+}
+
+#[tokio::test]
+async fn nothing_changes_on_either_server() {
+    let source = Postgres::builder().start().unwrap();
+    let target = Postgres::builder().start().unwrap();
+    source.psql("postgres", "create table t (id int)").unwrap();
+    let state = "select txid_current_if_assigned(), pg_current_wal_insert_lsn()
+                   - (select checkpoint_lsn from pg_control_checkpoint()) >= 0,
+                 (select count(*) from pg_class), (select count(*) from pg_replication_slots),
+                 (select count(*) from pg_db_role_setting), (select count(*) from pg_publication),
+                 (select next_xid from pg_control_checkpoint()),
+                 pg_snapshot_xmax(pg_current_snapshot())";
+    let before = (source.psql("postgres", state).unwrap(), target.psql("postgres", state).unwrap());
+    run(&spec(), &source.conninfo("postgres"), &target.conninfo("postgres")).await;
+    let after = (source.psql("postgres", state).unwrap(), target.psql("postgres", state).unwrap());
+    assert_eq!(before, after, "no transaction of ours took an id");
 }

@@ -87,6 +87,7 @@ fn plan_of(spec: &MigrationSpec) -> Result<Plan<'_>, Report> {
 async fn of_source(source: &Server, conninfo: &Conninfo, plan: &Plan<'_>) -> Vec<Check> {
     let mut checks = server::version(source);
     checks.extend(server::standby(source));
+    checks.extend(server::encryption(source).await);
     checks.extend(server::pooler(source, conninfo).await);
     checks.extend(settings::of_source(source, plan).await);
     checks.extend(rights::of_source(source, plan).await);
@@ -100,6 +101,7 @@ async fn of_source(source: &Server, conninfo: &Conninfo, plan: &Plan<'_>) -> Vec
 async fn of_target(target: &Server, conninfo: &Conninfo, plan: &Plan<'_>) -> Vec<Check> {
     let mut checks = server::version(target);
     checks.extend(server::standby(target));
+    checks.extend(server::encryption(target).await);
     checks.extend(server::pooler(target, conninfo).await);
     checks.extend(settings::of_target(target, plan).await);
     checks.extend(rights::of_target(target).await);

@@ -13,6 +13,7 @@ pub(super) async fn of_source(source: &Server, plan: &Plan<'_>) -> Vec<Check> {
     let place = Place::Source;
     let mut checks = or_not_made("timescaledb", place, timescaledb(source).await);
     checks.extend(or_not_made("large_objects", place, large_objects(source, plan).await));
+    checks.extend(or_not_made("subscriptions", place, writers_within(source).await));
     checks.extend(or_not_made("stream_limits", place, stream_limits(source).await));
     checks
 }
@@ -68,6 +69,26 @@ async fn large_objects(source: &Server, plan: &Plan<'_>) -> pg::Result<Vec<Check
     if plan.filter.leaves_out(Kind::LargeObjects) {
         return Ok(vec![warning("large_objects", Place::Source, format!("{found}, left out"))]);
     }
+    let hidden = source
+        .session
+        .query_one(
+            &sql!(
+                "select count(*) from pg_largeobject_metadata
+                  where lomacl is null and not pg_has_role(lomowner, 'usage')"
+            ),
+            &[],
+        )
+        .await?
+        .try_get::<_, i64>(0)?;
+    if hidden > 0 && !source.role.superuser && source.setting("lo_compat_privileges") != Some("on")
+    {
+        let found = format!("{found}, {hidden} owned by others");
+        return Ok(vec![
+            failure("large_objects", Place::Source, found)
+                .detail("Our role may not read them, and pg_dump would fail.")
+                .fix("Grant their owners to the role, or add large_objects to leave_out."),
+        ]);
+    }
     Ok(vec![
         warning("large_objects", Place::Source, found)
             .detail(
@@ -76,6 +97,41 @@ async fn large_objects(source: &Server, plan: &Plan<'_>) -> pg::Result<Vec<Check
             )
             .fix("Add large_objects to leave_out, if they are not needed."),
     ])
+}
+
+/// What writes without a session: subscriptions into this database, scheduled jobs.
+async fn writers_within(source: &Server) -> pg::Result<Vec<Check>> {
+    let row = source
+        .session
+        .query_one(
+            &sql!(
+                "select (select count(*) from pg_subscription s
+                           join pg_database d on d.oid = s.subdbid
+                          where d.datname = current_database() and s.subenabled),
+                        exists (select from pg_extension where extname = 'pg_cron')"
+            ),
+            &[],
+        )
+        .await?;
+    let (subscriptions, jobs): (i64, bool) = (row.try_get(0)?, row.try_get(1)?);
+    let mut checks = Vec::new();
+    if subscriptions > 0 {
+        let found = count(usize::try_from(subscriptions).unwrap_or(0), "subscription");
+        checks.push(
+            warning("subscriptions", Place::Source, format!("{found} into this database")).detail(
+                "They write on. Cutover disables them; on the target they are made disabled, and \
+                 without a slot.",
+            ),
+        );
+    }
+    if jobs {
+        checks.push(
+            warning("scheduled_jobs", Place::Source, "extension pg_cron")
+                .detail("Its jobs write on by themselves until cutover stops them.")
+                .fix("Unschedule them before cutover, and schedule them on the target after."),
+        );
+    }
+    Ok(checks)
 }
 
 /// One note of what pgoutput does not carry.
@@ -93,6 +149,8 @@ async fn stream_limits(source: &Server) -> pg::Result<Vec<Check>> {
     let sequences = usize::try_from(row.try_get::<_, i64>(0)?).unwrap_or(0);
     Ok(vec![pass("stream_limits", Place::Source, count(sequences, "sequence")).detail(
         "The stream carries rows and TRUNCATE. Sequences are set at cutover. Schema changes \
-             are not carried: one in a migrated table stops replay at that change until resume.",
+             are not carried: one in a migrated table stops replay at that change until resume. \
+             While tables are copied, CREATE INDEX CONCURRENTLY and REINDEX CONCURRENTLY on the \
+             source wait for the snapshot.",
     )])
 }

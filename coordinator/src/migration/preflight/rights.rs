@@ -16,7 +16,10 @@ pub(super) async fn of_source(source: &Server, plan: &Plan<'_>) -> Vec<Check> {
     checks.extend(or_not_made("table_owner", place, ownership(source, plan).await));
     checks.extend(or_not_made("row_security", place, row_security(source, plan).await));
     checks.push(create_on_database(source).await);
-    checks.extend(fence_rights(source).await);
+    let without_fence = plan.spec.cutover.as_ref().is_some_and(|cutover| cutover.no_fence);
+    if !without_fence {
+        checks.push(fence_rights(source).await);
+    }
     checks
 }
 
@@ -201,7 +204,7 @@ async fn create_on_database(server: &Server) -> Check {
 }
 
 /// What the fence at cutover needs: to end sessions, to make the database read-only.
-async fn fence_rights(source: &Server) -> Vec<Check> {
+async fn fence_rights(source: &Server) -> Check {
     let member = |role: &'static str| {
         sql!("select pg_has_role(current_user, {}, 'usage')", pg::sql::Literal(role))
     };
@@ -228,17 +231,16 @@ async fn fence_rights(source: &Server) -> Vec<Check> {
         missing.push("seeing what other sessions do");
         fixes.push(format!("grant pg_read_all_stats to {role};"));
     }
+    let name = "fence_rights";
     if missing.is_empty() {
-        return vec![pass("fence_rights", Place::Source, "the role can stop writers at cutover")];
+        return pass(name, Place::Source, "the role can stop writers at cutover");
     }
-    vec![
-        warning("fence_rights", Place::Source, format!("not granted: {}", missing.join(", ")))
-            .detail(
-                "Cutover stops the writers on the source by these. Without them use --no-fence and \
-                 stop the writers yourself.",
-            )
-            .fix(fixes.join("\n")),
-    ]
+    warning(name, Place::Source, format!("not granted: {}", missing.join(", ")))
+        .detail(
+            "Cutover stops the writers on the source by these. Without them use --no-fence and \
+             stop the writers yourself.",
+        )
+        .fix(fixes.join("\n"))
 }
 
 /// Foreign keys and user triggers stay quiet in the replica role.

@@ -43,7 +43,7 @@ pub(super) struct Database {
     pub(super) encoding: String,
     pub(super) collate: String,
     pub(super) ctype: String,
-    /// c, i or b from 15 on.
+    /// c (libc), i (ICU) or b (builtin) from 15 on, and the provider's own locale.
     pub(super) provider: String,
     pub(super) size_bytes: i64,
 }
@@ -79,7 +79,8 @@ impl Server {
                             r.rolcreaterole, d.datname::text, d.oid,
                             pg_encoding_to_char(d.encoding)::text, to_jsonb(d)->>'datcollate',
                             to_jsonb(d)->>'datctype',
-                            coalesce(to_jsonb(d)->>'datlocprovider', 'c'),
+                            concat_ws(' ', coalesce(to_jsonb(d)->>'datlocprovider', 'c'),
+                              to_jsonb(d)->>'daticulocale', to_jsonb(d)->>'datlocale'),
                             pg_is_in_recovery(),
                             case when has_database_privilege(d.oid, 'connect')
                                  then pg_database_size(d.oid) else 0 end
@@ -222,36 +223,63 @@ pub(super) fn standby(server: &Server) -> Vec<Check> {
     vec![check]
 }
 
+/// Rows and passwords over a network in the clear.
+pub(super) async fn encryption(server: &Server) -> Vec<Check> {
+    let query = sql!(
+        "select coalesce((select ssl from pg_stat_ssl where pid = pg_backend_pid()), false)
+             or inet_server_addr() is null
+             or inet_server_addr() <<= '127.0.0.0/8' or inet_server_addr() = '::1'"
+    );
+    if server.says(&query).await {
+        return Vec::new();
+    }
+    vec![
+        warning("encryption", server.place, "the connection is not encrypted")
+            .detail("Rows travel in the clear.")
+            .fix(format!(
+                "Set sslmode=require or stricter in the {}'s connection string.",
+                server.place.as_str()
+            )),
+    ]
+}
+
 /// A pooler hands statements of one client to several server sessions, or cannot replicate.
 pub(super) async fn pooler(server: &Server, conninfo: &Conninfo) -> Vec<Check> {
-    or_not_made("pooler", server.place, look_for_pooler(server, conninfo).await)
+    let looked = look_for_pooler(server, conninfo).await;
+    // statements that we prepared in one server process and met in another
+    if let Err(error) = &looked
+        && matches!(error.sqlstate(), Some("26000" | "42P05"))
+    {
+        return vec![behind_a_pooler("pooler", server.place)];
+    }
+    or_not_made("pooler", server.place, looked)
 }
 
 async fn look_for_pooler(server: &Server, conninfo: &Conninfo) -> pg::Result<Vec<Check>> {
-    let pid = sql!("select pg_backend_pid(), current_setting('application_name')");
+    let pid = sql!("select pg_backend_pid()");
     let settings = Settings::read(SessionName::of_role("preflight"));
     let second = Session::connect(conninfo, &settings).await?;
-    // if both came through a pooler of transactions, the second would be given our session
-    second.batch(&sql!("begin")).await?;
-    let other: i32 = second.query_one(&pid, &[]).await?.try_get(0)?;
-    let mut pids = vec![server.session.backend_pid()];
+    let own = server.session.backend_pid();
+    let mut mixed = false;
     for _ in 0..3 {
-        pids.push(server.session.query_one(&pid, &[]).await?.try_get(0)?);
+        let ours: i32 = server.session.query_one(&pid, &[]).await?.try_get(0)?;
+        // a pooler of transactions gives the next one the session that was freed last: ours
+        second.batch(&sql!("begin")).await?;
+        let other: i32 = second.query_one(&pid, &[]).await?.try_get(0)?;
+        second.batch(&sql!("rollback")).await?;
+        mixed |= ours != own || ours == other;
     }
-    second.batch(&sql!("rollback")).await?;
-    pids.dedup();
-    let found = if pids.len() > 1 || pids.contains(&other) {
-        Some("statements of one session ran in several server processes")
+    Ok(vec![if mixed {
+        behind_a_pooler("pooler", server.place)
     } else {
-        None
-    };
-    let check = match found {
-        Some(found) => failure("pooler", server.place, found)
-            .detail("A pooler stands between. A snapshot, a lock and a setting need one session.")
-            .fix("Name the PostgreSQL server itself in the connection string."),
-        None => pass("pooler", server.place, "a session of its own"),
-    };
-    Ok(vec![check])
+        pass("pooler", server.place, "a session of its own")
+    }])
+}
+
+fn behind_a_pooler(name: &str, place: Place) -> Check {
+    failure(name, place, "a pooler stands between us and the server")
+        .detail("A snapshot, a lock, a setting and the stream each need a session of their own.")
+        .fix("Name the PostgreSQL server itself in the connection string.")
 }
 
 /// A replication connection, as the stream will use: the right and `pg_hba.conf` together.
@@ -261,7 +289,19 @@ pub(super) async fn replication_connection(source: &Server, conninfo: &Conninfo)
     let attempt =
         pg::walsender::Walsender::connect(conninfo, &name, &source.database.encoding).await;
     let found = match attempt {
-        Ok(mut walsender) => walsender.identify_system().await,
+        Ok(mut walsender) => {
+            let identified = walsender.identify_system().await;
+            let query = sql!("select exists (select from pg_stat_activity where pid = $1)");
+            let pid = walsender.backend_pid();
+            let shown = source.session.query_one(&query, &[&pid]).await;
+            // a pooler makes up the number by which a session is cancelled
+            if let Ok(row) = shown
+                && !row.try_get(0).unwrap_or(true)
+            {
+                return vec![behind_a_pooler("replication_connection", place)];
+            }
+            identified
+        }
         Err(error) => Err(error),
     };
     let check = match found {
@@ -270,6 +310,10 @@ pub(super) async fn replication_connection(source: &Server, conninfo: &Conninfo)
             warning("replication_connection", place, "could not be checked")
                 .detail(format!("{error}."))
                 .fix("Raise max_wal_senders or max_connections, then restart the source.")
+        }
+        // pgbouncer's words; a server says "unrecognized configuration parameter"
+        Err(error) if error.to_string().contains("unsupported startup parameter") => {
+            behind_a_pooler("replication_connection", place)
         }
         Err(error) => failure("replication_connection", place, "refused")
             .detail(format!("{error}."))

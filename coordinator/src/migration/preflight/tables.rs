@@ -23,7 +23,12 @@ pub(super) async fn checks(source: &Server, plan: &Plan<'_>) -> Vec<Check> {
             ];
         }
     };
-    let mut checks = vec![identity(&tables, plan)];
+    let decisions = decide(&tables, &plan.choices);
+    let mut checks = vec![match &decisions {
+        Ok(decisions) => decided(decisions),
+        Err(missing) => undecided(missing),
+    }];
+    checks.extend(decisions.ok().map(|decisions| announced(&decisions, &plan.spec.name)));
     checks.extend(unlogged(&tables));
     checks.extend(partitions(&tables));
     checks.extend(or_not_made("filter", place, patterns(source, plan).await));
@@ -32,11 +37,17 @@ pub(super) async fn checks(source: &Server, plan: &Plan<'_>) -> Vec<Check> {
     checks
 }
 
-fn identity(tables: &Survey, plan: &Plan<'_>) -> Check {
-    match decide(tables, &plan.choices) {
-        Ok(decisions) => decided(&decisions),
-        Err(missing) => undecided(&missing),
+/// All that will be changed on the source; teardown takes it back.
+fn announced(decisions: &[Decision], name: &str) -> Check {
+    let identities = decisions.iter().filter(|decision| decision.set_full).count();
+    let mut found =
+        format!("slot skein_{name}, publications skein_{name}_full and skein_{name}_append");
+    if identities > 0 {
+        found = format!("{found}, REPLICA IDENTITY FULL on {}", count(identities, "table"));
     }
+    pass("source_changes", Place::Source, found).detail(
+        "What is made or set on the source, under a lock timeout of 2 s, and taken back at the end.",
+    )
 }
 
 fn decided(decisions: &[Decision]) -> Check {

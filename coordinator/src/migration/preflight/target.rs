@@ -50,7 +50,8 @@ async fn earlier(target: &Server) -> pg::Result<Earlier> {
     let row = target.session.query_opt(&sql!("select name from skein.migration"), &[]).await?;
     Ok(match row {
         Some(row) => Earlier::Migration(row.try_get(0)?),
-        None => Earlier::Foreign,
+        // ours, and killed before its first row
+        None => Earlier::None,
     })
 }
 
