@@ -232,8 +232,10 @@ async fn read(clients: &Clients, path: &Path, filter: &Filter) -> Result<Archive
             .map_err(|_| Error::Archive("it holds text that is not UTF-8".to_owned()))
     };
     // Verbose: the headers with numbers and dependencies. Its progress goes to stderr.
-    let script = print(&["--verbose", "--file=-"]).await?;
-    let pre_data = print(&["--list", "--section=pre-data"]).await?;
-    let post_data = print(&["--list", "--section=post-data"]).await?;
+    let (script, pre_data, post_data) = tokio::try_join!(
+        print(&["--verbose", "--file=-"]),
+        print(&["--list", "--section=pre-data"]),
+        print(&["--list", "--section=post-data"]),
+    )?;
     Archive::parse(&script, &pre_data, &post_data)
 }

@@ -45,6 +45,7 @@ create type app.pair as (x int, "Y y" text collate "C");
 comment on column app.pair.x is 'a column of a composite';
 create type app.span as range (subtype = float8, subtype_diff = float8mi);
 create domain app.positive as int default 1 not null constraint above_zero check (value > 0);
+alter domain app.positive add constraint below check (value < 1000000) not valid;
 comment on constraint above_zero on domain app.positive is 'on a domain';
 create domain app.pairs as app.pair[];
 create type app.shell;

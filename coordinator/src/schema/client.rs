@@ -37,8 +37,11 @@ impl Clients {
     pub(super) async fn find_in(source_major: u32, first: &[PathBuf]) -> Result<Self> {
         let mut found = Vec::new();
         for directory in first.iter().cloned().chain(directories()) {
-            if let Some(clients) = Self::look(&directory).await {
-                found.push(clients);
+            let Some(clients) = Self::look(&directory).await else { continue };
+            let is_own = clients.major == source_major;
+            found.push(clients);
+            if is_own {
+                break;
             }
         }
         choose(&found, source_major).cloned().ok_or_else(|| Error::ClientMissing {
