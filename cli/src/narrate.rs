@@ -65,6 +65,11 @@ impl Narrator {
         let mut news = Vec::new();
         let next = Seen::of(migration);
         let last = self.seen.replace(next.clone());
+        // The steps of a cutover are told before the phase that it ends in.
+        let left_cutover = last.as_ref().is_some_and(|seen| seen.phase == Phase::CuttingOver);
+        if left_cutover {
+            self.cutover_news(migration, last.as_ref(), &next, &mut news);
+        }
         if last.as_ref().map(|seen| seen.phase) != Some(next.phase) {
             news.push(News::Event(phase_line(migration)));
             self.progress_at = None;
@@ -73,7 +78,9 @@ impl Narrator {
             let word = if next.paused { "paused" } else { "goes on" };
             news.push(News::Event(word.to_owned()));
         }
-        self.cutover_news(migration, last.as_ref(), &next, &mut news);
+        if !left_cutover {
+            self.cutover_news(migration, last.as_ref(), &next, &mut news);
+        }
         for notice in &migration.notices {
             if self.told.insert(without_numbers(notice)) {
                 news.push(News::Event(format!("notice: {}", progress::one_line(notice))));
@@ -226,8 +233,9 @@ mod tests {
             ..at(Phase::Ready)
         };
         let told = events(narrator.news(&lifted, now));
-        assert_eq!(told[1], "cutover: drain  0.500 s");
-        assert!(told[2].starts_with("cutover attempt 1: lifted"));
+        assert_eq!(told[0], "cutover: drain  0.500 s");
+        assert!(told[1].starts_with("cutover attempt 1: lifted"));
+        assert!(told[2].starts_with("phase ready"));
         let second =
             v1::Migration { cutover: cutover(2, "", &["settings"]), ..at(Phase::CuttingOver) };
         assert_eq!(events(narrator.news(&second, now))[1], "cutover: settings  0.500 s");
