@@ -121,7 +121,7 @@ impl Follower<'_> {
         let mut client = client;
         let mut course = Course::default();
         loop {
-            match self.watch(&mut client, &mut course).await {
+            match self.watch(client, &mut course).await {
                 Ok(end) => return Ok(end),
                 Err(Broken::Failed(failure)) => return Err(failure),
                 Err(Broken::Lost(cause)) => {
@@ -136,9 +136,10 @@ impl Follower<'_> {
         }
     }
 
+    /// Takes the client with it: a coordinator that stops waits for its connections to close.
     async fn watch(
         &mut self,
-        client: &mut Client,
+        mut client: Client,
         course: &mut Course,
     ) -> Result<(Ending, v1::Migration), Broken> {
         let request =
@@ -187,7 +188,7 @@ impl Follower<'_> {
             let (channel, started) =
                 ensured.map_err(|error| Failure::of(Exit::Unreachable, &error))?;
             if started == Started::Now {
-                self.screen.event(self.name, "the coordinator had died and was started again");
+                self.screen.event(self.name, "the coordinator was gone and was started again");
             }
             return Ok(connect::client(channel));
         }

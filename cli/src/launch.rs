@@ -44,8 +44,10 @@ const DEATH_WINDOW: Duration = Duration::from_secs(120);
 /// Longest wait for a coordinator that was asked to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// Exit code of a coordinator that found another one in its directory (EX_TEMPFAIL of
-/// sysexits.h): that one is not serving yet, or no longer, and is waited for.
+/// sysexits.h): that one does not serve yet, or is stopping, so it is tried again.
 const ANOTHER_HOLDS: i32 = 75;
+/// Pause before that.
+const HOLDER_PAUSE: Duration = Duration::from_millis(500);
 /// What is shown of its log.
 const TAIL_LINES: usize = 15;
 const TAIL_BYTES_MAX: u64 = 64 * 1024;
@@ -259,7 +261,9 @@ impl Launcher {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
             if let Some(status) = ended {
                 self.child = None;
-                if status.code() == Some(ANOTHER_HOLDS) {
+                if status.code() == Some(ANOTHER_HOLDS) && Instant::now() < deadline {
+                    sleep(HOLDER_PAUSE).await;
+                    self.spawn()?;
                     continue;
                 }
                 let tail = tail(&self.log(), log_begin);

@@ -27,12 +27,18 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
-        let test = std::env::current_exe().unwrap();
         Self::with_coordinator(&format!(
-            "printf '%s\\n' \"$@\" > \"$2/argv\"; env > \"$2/environ\"\n\
-             {DIR_VARIABLE}=\"$2\" exec '{}' --exact coordinator::a_process_of_its_own --nocapture",
-            test.display()
+            "printf '%s\\n' \"$@\" > \"$2/argv\"; env > \"$2/environ\"\n{}",
+            Self::becoming_the_coordinator()
         ))
+    }
+
+    fn becoming_the_coordinator() -> String {
+        let test = std::env::current_exe().unwrap();
+        format!(
+            "{DIR_VARIABLE}=\"$2\" exec '{}' --exact coordinator::a_process_of_its_own --nocapture",
+            test.display()
+        )
     }
 
     fn with_coordinator(script: &str) -> Self {
@@ -201,7 +207,7 @@ fn a_coordinator_that_is_killed_is_started_again_for_who_is_attached() {
     let said = program::said(migrating);
     assert_eq!(said.code, Some(0), "{}", said.err);
     assert!(said.err.contains("connection lost"), "{}", said.err);
-    assert!(said.err.contains("had died and was started again"), "{}", said.err);
+    assert!(said.err.contains("was gone and was started again"), "{}", said.err);
     assert!(said.err.contains("connected again"), "{}", said.err);
 }
 
@@ -213,6 +219,16 @@ fn a_coordinator_that_cannot_start_is_told_with_its_last_words() {
     assert!(said.err.contains("error:  port is taken"), "{}", said.err);
     assert!(said.err.contains("[COORDINATOR_DIED]"), "{}", said.err);
     assert!(said.err.contains("coordinator.log"), "{}", said.err);
+}
+
+#[test]
+fn a_coordinator_that_finds_another_stopping_one_is_started_again() {
+    let machine = Machine::with_coordinator(&format!(
+        "[ -e \"$2/held\" ] || {{ touch \"$2/held\"; exit 75; }}\n{}",
+        Machine::becoming_the_coordinator()
+    ));
+    let said = machine.run("migrate --detach");
+    assert_eq!(said.code, Some(0), "{}", said.err);
 }
 
 #[test]

@@ -149,6 +149,11 @@ impl Registry {
         Ok(self.drive(stored))
     }
 
+    /// Cancelled when the coordinator stops.
+    pub fn stopping(&self) -> CancellationToken {
+        self.token.clone()
+    }
+
     /// The migration of that name; the only one when the name is empty.
     ///
     /// # Errors

@@ -114,6 +114,8 @@ impl OperatorService for Operator {
         let interval_ms = if request.interval_ms == 0 { 1000 } else { request.interval_ms };
         let interval = Duration::from_millis(interval_ms.clamp(100, 60_000).into());
         let (sender, receiver) = mpsc::channel(4);
+        // A watch has no end of its own: without this one, who watches keeps us from stopping.
+        let stopping = self.registry.stopping();
         self.feed(async move {
             // Phase changes and faults are sent at once, the rest at each interval.
             let look = Duration::from_millis(50).min(interval);
@@ -136,6 +138,7 @@ impl OperatorService for Operator {
                 }
                 tokio::select! {
                     () = sender.closed() => return,
+                    () = stopping.cancelled() => return,
                     () = tokio::time::sleep(look) => {}
                 }
             }
