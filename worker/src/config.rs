@@ -71,6 +71,26 @@ const ORPHAN_TIMEOUT: Duration = Duration::from_secs(600);
 /// A supervisor waits 10 s before it kills (systemd waits 90 s); half of it for the chunks.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What `--print-default-config` prints.
+pub const DEFAULT: &str = "\
+# Settings of skein-worker. Flags and SKEIN_ variables win over this file.
+
+# Where the coordinator listens: unix:PATH or http://HOST:PORT. No default.
+# coordinator = \"unix:/var/lib/skein/coordinator.sock\"
+
+# Name of this worker. Default: HOST-PID.
+# id = \"copier-1\"
+
+# Tasks at once: 1 to 256.
+slots = 4
+
+# How long it goes on without a coordinator.
+orphan_timeout = \"10m\"
+
+# How long running tasks may take to finish when it is told to stop.
+drain_timeout = \"5s\"
+";
+
 impl Settings {
     /// Reads `worker.toml`.
     ///
@@ -158,6 +178,19 @@ mod tests {
         assert_eq!(config.slots.get(), 8);
         assert_eq!(config.orphan_timeout, Duration::from_secs(60));
         assert_eq!(config.coordinator, Address::Unix("/run/skein.sock".into()));
+    }
+
+    #[test]
+    fn the_printed_defaults_are_the_defaults() {
+        let coordinator = Some("unix:/s".to_owned());
+        let of = |settings: Settings| {
+            let flags = Settings { coordinator: coordinator.clone(), ..Settings::default() };
+            Config::try_from(flags.over(settings)).unwrap()
+        };
+        let (printed, built_in) = (of(Settings::parse(DEFAULT).unwrap()), of(Settings::default()));
+        assert_eq!(printed.slots, built_in.slots);
+        assert_eq!(printed.orphan_timeout, built_in.orphan_timeout);
+        assert_eq!(printed.drain_timeout, built_in.drain_timeout);
     }
 
     #[test]

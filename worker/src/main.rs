@@ -45,10 +45,17 @@ struct Args {
     /// How long running tasks may take to finish when told to stop; 5s by default
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     drain_timeout: Option<Duration>,
+    /// Print a configuration file with every setting and its default
+    #[arg(long)]
+    print_default_config: bool,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.print_default_config {
+        print!("{}", worker::config::DEFAULT);
+        return ExitCode::SUCCESS;
+    }
     let config = match configure(&args) {
         Ok(config) => config,
         Err(error) => {

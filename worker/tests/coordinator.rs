@@ -116,6 +116,16 @@ impl Coordinator {
         self.state().offered.push_back(task);
     }
 
+    /// Takes back what nobody leased.
+    pub(crate) fn withdraw(&self) {
+        self.state().offered.clear();
+    }
+
+    /// Passes over what was said until now.
+    pub(crate) fn forget_heard(&mut self) {
+        while self.heard.try_recv().is_ok() {}
+    }
+
     /// The next completion or release.
     pub(crate) async fn heard(&mut self) -> Heard {
         tokio::time::timeout(DEADLINE, self.heard.recv()).await.expect("nothing heard").unwrap()

@@ -4,7 +4,7 @@ use crate::{
     bench::{Bench, Chunk},
     coordinator::DEADLINE,
 };
-use proto::v1::ReleaseCause;
+use proto::v1::{self, ReleaseCause};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     process::Stdio,
@@ -70,6 +70,66 @@ async fn a_signal_drains_and_hands_back_what_does_not_finish() {
     assert_eq!(code(&mut child).await, Some(0));
     assert_eq!(bench.target.value("select count(*) from public.t").await, "0");
     assert!(!bench.is_marked(&task).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_worker_finishes_what_can_be_finished_and_takes_nothing_new() {
+    let mut bench = bench_of(1000).await;
+    bench.coordinator.state().answer.rate_bytes_per_s = 500_000;
+    let mut child = program(&bench, &["--drain-timeout", "1m"]).spawn().unwrap();
+    bench.coordinator.until("beats", |state| (!state.beats.is_empty()).then_some(())).await;
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    let (running, next) = (bench.chunk(WHOLE).await, bench.chunk(WHOLE).await);
+    bench.coordinator.offer(running.clone());
+    in_mid_copy(&bench).await;
+    bench.coordinator.offer(next.clone());
+    send(&child, Signal::TERM);
+    assert_eq!(bench.coordinator.completed().await.task_id, running.task_id);
+    assert_eq!(code(&mut child).await, Some(0));
+    assert!(!bench.is_marked(&next).await);
+    bench.assert_equal("t").await;
+}
+
+/// As the coordinator grants it after a worker was lost: sessions ended, a newer token, if
+/// there is no mark.
+async fn regrant(bench: &Bench, task: &v1::Task) -> v1::Task {
+    let stale = format!(
+        "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+         where application_name like 'skein/m/%/{}.%' and datname = current_database()",
+        task.task_id
+    );
+    bench.target.until(&stale, "0").await;
+    if bench.is_marked(task).await { task.clone() } else { bench.granted_again(task).await }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_killed_at_random_moments_commit_each_task_once() {
+    let mut bench = bench_of(500).await;
+    // A chunk takes some 30 ms: the kills are spread over it.
+    for round in 0..10_u64 {
+        bench.target.run("truncate public.t").await;
+        let mut task = bench.chunk(WHOLE).await;
+        for attempt in 0..2 {
+            let before = bench.coordinator.state().registered;
+            let mut child = program(&bench, &[]).spawn().unwrap();
+            bench.coordinator.offer(task.clone());
+            let pause_ms = (round * 7 + attempt * 31) % 67;
+            bench
+                .coordinator
+                .until("registered", |state| (state.registered > before).then_some(()))
+                .await;
+            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+            child.kill().await.unwrap();
+            bench.coordinator.withdraw();
+            task = regrant(&bench, &task).await;
+        }
+        let mut last = program(&bench, &[]).spawn().unwrap();
+        bench.coordinator.offer(task.clone());
+        while bench.coordinator.completed().await.fencing_token != task.fencing_token {}
+        last.kill().await.unwrap();
+        bench.assert_equal("t").await;
+        bench.coordinator.forget_heard();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

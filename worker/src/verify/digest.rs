@@ -12,6 +12,9 @@ use tokio_postgres::Row;
 const SEEDS: [i32; 2] = [0, 1];
 const BUCKET_SEED: i32 = 7;
 
+/// Characters of a key that are told: a table without a key names its rows by all their columns.
+const KEY_CHARACTERS: i32 = 1_000;
+
 /// Number of rows, and the sum of their two hashes modulo 2^64 each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Digest {
@@ -85,15 +88,24 @@ impl Rows {
         sql!("select {}, {} from ({}) r group by 1", bucket, sums(), self.select())
     }
 
-    /// Key (as bytes of its UTF-8 text) and hashes of each row in the buckets `$1`.
+    /// The two hashes of the key and of the row, for each row in the buckets `$1`.
     pub(super) fn listed(&self, buckets: u64) -> Sql {
+        let bucket = Self::bucket(buckets);
+        let from = self.select();
+        sql!("select {}, {} from ({}) r where {} = any($1)", hashes("k"), hashes("t"), from, bucket)
+    }
+
+    /// The two hashes of a key and its text in UTF-8, cut, for the first hashes `$1`.
+    pub(super) fn named(&self) -> Sql {
         sql!(
-            "select textsend(k), hashtextextended(t, {}), hashtextextended(t, {}) \
-             from ({}) r where {} = any($1)",
-            SEEDS[0],
-            SEEDS[1],
-            self.select(),
-            Self::bucket(buckets)
+            "select distinct {}, textsend(left(d, {})) from (select {} as k, {} as d from {} \
+             offset 0) r where hashtextextended(k, {}) = any($1)",
+            hashes("k"),
+            KEY_CHARACTERS,
+            self.text(&self.key_columns),
+            sql!("row({})::text", Idents(&self.key_columns)),
+            self.from(),
+            SEEDS[0]
         )
     }
 
@@ -104,12 +116,15 @@ impl Rows {
     /// `k` and `t` of each row. `offset 0` keeps the planner from computing `t` twice.
     fn select(&self) -> Sql {
         sql!(
-            "select {} as k, {} as t from {}{} offset 0",
+            "select {} as k, {} as t from {} offset 0",
             self.text(&self.key_columns),
             self.text(&self.columns),
-            if self.only { "only " } else { "" },
-            self.table
+            self.from()
         )
+    }
+
+    fn from(&self) -> Sql {
+        sql!("{}{}", if self.only { "only " } else { "" }, self.table)
     }
 
     /// A row's text, the same on every version under the pinned settings.
@@ -121,6 +136,11 @@ impl Rows {
             sql!("{} collate \"C\"", row)
         }
     }
+}
+
+/// Both hashes of a column of [`Rows::select`].
+fn hashes(column: &'static str) -> Sql {
+    sql!("hashtextextended({}, {}), hashtextextended({}, {})", column, SEEDS[0], column, SEEDS[1])
 }
 
 fn sums() -> Sql {
