@@ -6,6 +6,7 @@
 
 pub mod connect;
 pub mod conninfo;
+pub mod copy;
 pub mod error;
 pub mod pgoutput;
 pub mod relation;

@@ -1,7 +1,7 @@
 //! A session on a server: pinned settings, keepalives, a name.
 //!
 //! ```text
-//! Conninfo + Settings -> connect -> pinned settings -> Session: query, execute, batch, copy
+//! Conninfo + Settings -> connect -> pinned settings -> Session: query, execute, batch (copy: `copy.rs`)
 //! ```
 //! Promise: every session of ours prints values the same way (rules, part 6), cannot hang on a
 //! dead peer for more than about ten seconds, carries the name `skein/MIGRATION/EPOCH/ROLE/ID`,
@@ -15,11 +15,9 @@ use crate::{
     sql::Literal,
     stream::{Negotiated, Stream, connect_with, is_wanted, open_stream},
 };
-use bytes::Bytes;
-use futures::StreamExt as _;
-use std::{fmt, ops::Deref, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, CopyInSink, CopyOutStream, Row, SimpleQueryMessage, types::ToSql};
+use tokio_postgres::{Client, Row, SimpleQueryMessage, types::ToSql};
 
 /// `application_name` of a session: `skein/MIGRATION/EPOCH/ROLE/ID`, at most 63 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -292,50 +290,6 @@ impl Session {
         Ok(self.client.simple_query(sql.as_str()).await?)
     }
 
-    /// `COPY ... TO STDOUT`: the bytes of each CopyData.
-    pub async fn copy_out(&self, sql: &Sql) -> Result<CopyOut> {
-        Ok(CopyOut(Box::pin(self.client.copy_out(sql.as_str()).await?)))
-    }
-
-    /// `COPY ... FROM STDIN`: finish the sink, or nothing is kept.
-    pub async fn copy_in(&self, sql: &Sql) -> Result<CopyInSink<Bytes>> {
-        Ok(self.client.copy_in(sql.as_str()).await?)
-    }
-
-    /// [`Session::copy_out`] inside a transaction, whose rows come in `encoding`; names in the
-    /// statement are UTF-8 whatever it is.
-    pub async fn copy_out_as(&self, sql: &Sql, encoding: &str) -> Result<CopyOut> {
-        let statement = self.client.prepare(sql.as_str()).await?;
-        self.switch_encoding(encoding).await?;
-        Ok(CopyOut(Box::pin(self.client.copy_out(&statement).await?)))
-    }
-
-    /// [`Session::copy_in`] inside a transaction, whose rows are in `encoding`; names in the
-    /// statement are UTF-8 whatever it is.
-    ///
-    /// Bytes of no known encoding (SQL_ASCII) are checked against the server's own: under
-    /// client_encoding SQL_ASCII a text COPY lets anything into a UTF-8 database (15.20; every
-    /// other way in is checked).
-    pub async fn copy_in_as(&self, sql: &Sql, encoding: &str) -> Result<CopyInSink<Bytes>> {
-        let statement = self.client.prepare(sql.as_str()).await?;
-        if encoding.eq_ignore_ascii_case("SQL_ASCII") {
-            let as_server = "select set_config('client_encoding', \
-                             current_setting('server_encoding'), true)";
-            self.client.batch_execute(as_server).await?;
-        } else {
-            self.switch_encoding(encoding).await?;
-        }
-        Ok(self.client.copy_in(&statement).await?)
-    }
-
-    /// `client_encoding` until the transaction ends.
-    async fn switch_encoding(&self, encoding: &str) -> Result<()> {
-        if encoding.is_empty() || encoding.eq_ignore_ascii_case("UTF8") {
-            return Ok(());
-        }
-        self.batch(&sql!("set local client_encoding = {}", Literal(encoding))).await
-    }
-
     /// The driver's client, for prepared statements and pipelining.
     pub fn client(&self) -> &Client {
         &self.client
@@ -390,27 +344,4 @@ fn driver_config(conninfo: &Conninfo, host: &Host, settings: &Settings) -> tokio
         config.options(options);
     }
     config
-}
-
-/// Bytes of a `COPY ... TO STDOUT`.
-pub struct CopyOut(std::pin::Pin<Box<CopyOutStream>>);
-
-impl fmt::Debug for CopyOut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("CopyOut")
-    }
-}
-
-impl CopyOut {
-    /// The next CopyData, or None at the end.
-    pub async fn next(&mut self) -> Option<Result<Bytes>> {
-        self.0.next().await.map(|item| item.map_err(Error::from))
-    }
-}
-
-impl Deref for CopyOut {
-    type Target = CopyOutStream;
-    fn deref(&self) -> &CopyOutStream {
-        &self.0
-    }
 }

@@ -18,7 +18,7 @@ use crate::{
 use bytes::{Bytes, BytesMut};
 use pg::{
     Session, Sql,
-    session::CopyOut,
+    copy::CopyOut,
     sql,
     sql::{Idents, Literal},
 };
