@@ -24,4 +24,5 @@ pub mod shared;
 pub mod snapshots;
 pub mod spec;
 pub mod stream;
+pub mod tables;
 pub mod teardown;

@@ -1,6 +1,7 @@
 //! Catching up, ready, done: replay runs, and somebody decides when to cut over.
 
 use super::{
+    context::Context,
     flow::{Flow, LOOK},
     phase::Event,
 };
@@ -14,11 +15,11 @@ impl Flow {
     pub(super) async fn catch_up(&mut self) -> Result<Event, Report> {
         let context = self.context().await?;
         self.ensure_receiving(&context).await?;
-        self.ensure_replaying(&context).await?;
         let leases = self.leases(&context).await?;
+        self.finish_copies(&context, &leases).await?;
         self.shared().set_activity("catching up");
         loop {
-            self.check_stream()?;
+            self.follow(&context).await?;
             if self.is_caught_up() {
                 break;
             }
@@ -28,7 +29,7 @@ impl Flow {
         leases.open(HashMap::new());
         leases.allow_refresh();
         while leases.unfinished_through(i32::MAX) > 0 {
-            self.check_stream()?;
+            self.follow(&context).await?;
             Self::faults_of(&leases.take_findings())?;
             tokio::time::sleep(LOOK).await;
         }
@@ -40,19 +41,19 @@ impl Flow {
     pub(super) async fn ready(&mut self) -> Result<Event, Report> {
         let context = self.context().await?;
         self.ensure_receiving(&context).await?;
-        self.ensure_replaying(&context).await?;
-        self.leases(&context).await?;
+        let leases = self.leases(&context).await?;
+        self.finish_copies(&context, &leases).await?;
         let cutover = self.record().spec.cutover.unwrap_or_default();
         let auto = cutover.mode() == CutoverMode::Auto;
         // An attempt that was lifted is not repeated by itself.
         let auto = auto && self.record().attempt == 0;
-        self.shared().set_activity(if auto {
-            "ready; cutting over when the lag is low"
-        } else {
-            "ready; waits for: skein cutover"
-        });
         loop {
-            self.check_stream()?;
+            self.follow(&context).await?;
+            self.shared().set_activity(if auto {
+                "ready; cutting over when the lag is low"
+            } else {
+                "ready; waits for: skein cutover"
+            });
             if auto && self.is_caught_up() {
                 let attempt = self.record().attempt + 1;
                 let timeout_s = self.cutover_timeout(0);
@@ -64,6 +65,22 @@ impl Flow {
                 });
             }
             tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Keeps replay running, and follows tables that come and go on the source.
+    async fn follow(&mut self, context: &Context) -> Result<(), Report> {
+        self.ensure_replaying(context).await?;
+        match self.check_stream() {
+            // A partition that was made meanwhile: the survey knows it.
+            Err(report) if report.reason == "UNKNOWN_RELATION" => {
+                self.survey.now();
+                let known = self.record().notices.len();
+                self.watch_tables(context, true).await?;
+                if self.record().notices.len() == known { Err(report) } else { Ok(()) }
+            }
+            Err(report) => Err(report),
+            Ok(()) => self.watch_tables(context, true).await,
         }
     }
 

@@ -22,7 +22,6 @@ use crate::{
     schema::{Schema, Stage},
     source::catalog,
 };
-use pg::PgLsn;
 use proto::status::{Classify as _, Report};
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -31,12 +30,31 @@ use tokio::time::Instant;
 const KEEP_SNAPSHOTS: Duration = Duration::from_secs(5);
 
 impl Flow {
-    pub(super) async fn copying(&mut self, _consistent_point: PgLsn) -> Result<Event, Report> {
+    pub(super) async fn copying(&mut self) -> Result<Event, Report> {
         let context = self.context().await?;
         self.ensure_receiving(&context).await?;
         let leases = self.leases(&context).await?;
-        self.shared().set_activity("copying");
-        self.keep_snapshots(&context, &leases, true).await?;
+        self.finish_copies(&context, &leases).await?;
+        self.shared().set_activity("making what needs the indexes");
+        let schema = Schema::new(context.clone());
+        let (archive, _) = schema.archive().await.map_err(|error| error.report())?;
+        let not_moved =
+            schema.restore(Stage::AfterBuild, &archive).await.map_err(|error| error.report())?;
+        self.note_not_moved(not_moved).await?;
+        Ok(Event::Copied)
+    }
+
+    /// Waits until every copy and build is finished. Nothing to do is soon done: later phases
+    /// call it for tables that were added.
+    pub(super) async fn finish_copies(
+        &mut self,
+        context: &Context,
+        leases: &Leases,
+    ) -> Result<(), Report> {
+        if leases.unfinished_through(REFRESH_STAGE - 1) > 0 {
+            self.shared().set_activity("copying");
+            self.keep_snapshots(context, leases, true).await?;
+        }
         let mut kept_at = Instant::now();
         while leases.unfinished_through(REFRESH_STAGE - 1) > 0 {
             self.check_stream()?;
@@ -44,21 +62,17 @@ impl Flow {
             Self::faults_of(&findings)?;
             let rewritten = rewritten(&findings);
             if !rewritten.is_empty() {
-                self.begin_again(&context, &leases, rewritten, &[]).await?;
+                self.begin_again(context, leases, rewritten, &[]).await?;
             }
             let asked = findings.iter().any(|found| matches!(found, Finding::SnapshotLost { .. }));
             if asked || kept_at.elapsed() >= KEEP_SNAPSHOTS {
                 kept_at = Instant::now();
-                self.keep_snapshots(&context, &leases, false).await?;
+                self.keep_snapshots(context, leases, false).await?;
             }
+            self.watch_tables(context, false).await?;
             let copies_left = leases.unfinished_through(COPY_STAGE);
-            if copies_left == 0 && !self.record().snapshots.is_empty() {
-                if self.rewritten_after_copy(&context, &leases).await? {
-                    continue;
-                }
-                // Dropped when the last chunk is read, not at cutover: it holds back vacuum and
-                // CREATE INDEX CONCURRENTLY on the source.
-                self.drop_snapshots().await?;
+            if copies_left == 0 {
+                self.drop_snapshots(context, leases).await?;
             }
             self.shared().set_activity(if copies_left == 0 {
                 "building indexes"
@@ -67,19 +81,7 @@ impl Flow {
             });
             tokio::time::sleep(LOOK).await;
         }
-        if !self.record().snapshots.is_empty() {
-            if self.rewritten_after_copy(&context, &leases).await? {
-                return Box::pin(self.copying(_consistent_point)).await;
-            }
-            self.drop_snapshots().await?;
-        }
-        self.shared().set_activity("making what needs the indexes");
-        let schema = Schema::new(context.clone());
-        let (archive, _) = schema.archive().await.map_err(|error| error.report())?;
-        let not_moved =
-            schema.restore(Stage::AfterBuild, &archive).await.map_err(|error| error.report())?;
-        self.note_not_moved(not_moved).await?;
-        Ok(Event::Copied)
+        self.drop_snapshots(context, leases).await
     }
 
     /// Holds every snapshot that unfinished relations need; relations whose snapshot is lost, or
@@ -170,13 +172,10 @@ impl Flow {
         Ok(())
     }
 
-    /// Compares the files of all copied relations once more after the last chunk. True: some
-    /// begin again.
-    async fn rewritten_after_copy(
-        &mut self,
-        context: &Context,
-        leases: &Leases,
-    ) -> Result<bool, Report> {
+    /// Compares the files of all copied relations once more after the last chunk. A rewrite that
+    /// left the columns as they were (VACUUM FULL) does no harm then, since each chunk was read
+    /// under a lock with the right file.
+    async fn shape_after_copy(&self, context: &Context, leases: &Leases) -> Result<(), Report> {
         let session = context
             .source_session("plan", "filenodes")
             .await
@@ -194,8 +193,6 @@ impl Flow {
             .map(|leaf| (leaf.relid, leaf))
             .collect();
         for leaf in &leaves {
-            // Rewritten after its last chunk was read: its rows are right, as each chunk was read
-            // under a lock with the right file, unless the rewrite changed them.
             let changed = now
                 .get(&leaf.relid)
                 .is_some_and(|now| now.columns != leaf.columns || now.types != leaf.types);
@@ -204,10 +201,16 @@ impl Flow {
                 return Err(schema_changed(leaf));
             }
         }
-        Ok(false)
+        Ok(())
     }
 
-    async fn drop_snapshots(&mut self) -> Result<(), Report> {
+    /// Dropped when the last chunk is read, not at cutover: a held snapshot holds back vacuum
+    /// and CREATE INDEX CONCURRENTLY on the source.
+    async fn drop_snapshots(&mut self, context: &Context, leases: &Leases) -> Result<(), Report> {
+        if self.record().snapshots.is_empty() {
+            return Ok(());
+        }
+        self.shape_after_copy(context, leases).await?;
         self.change(|record| record.snapshots.clear()).await?;
         self.snapshots.release();
         self.shared().set_holds(Vec::new());

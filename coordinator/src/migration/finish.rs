@@ -68,6 +68,7 @@ impl Ours {
 
 impl Parts for Ours {
     async fn drain(&mut self, end_position: PgLsn) -> Result<(), Report> {
+        super::tables::unchanged(&self.context).await?;
         self.end_position.send_replace(Some(end_position));
         loop {
             let status = self.replay.borrow_and_update().clone();

@@ -49,6 +49,7 @@ pub struct Flow {
     context: Option<Context>,
     pub(super) snapshots: Snapshots,
     pub(super) stream: Option<Stream>,
+    pub(super) survey: super::tables::Survey,
     background: JoinSet<()>,
     token: CancellationToken,
 }
@@ -63,6 +64,7 @@ impl Flow {
             context: None,
             snapshots: Snapshots::default(),
             stream: None,
+            survey: super::tables::Survey::default(),
             background: JoinSet::new(),
             token: CancellationToken::new(),
         }
@@ -102,7 +104,7 @@ impl Flow {
         match self.record().phase.clone() {
             Phase::Preflight => Box::pin(self.preflight()).await,
             Phase::Provisioning => Box::pin(self.provision()).await,
-            Phase::Copying { consistent_point } => Box::pin(self.copying(consistent_point)).await,
+            Phase::Copying { .. } => Box::pin(self.copying()).await,
             Phase::CatchingUp { .. } => Box::pin(self.catch_up()).await,
             Phase::Ready => Box::pin(self.ready()).await,
             Phase::CuttingOver { attempt, fence, timeout_s } => {

@@ -263,7 +263,10 @@ pub(super) fn filter_of(context: &Context) -> Result<Filter, Report> {
     Filter::try_from(context.spec.filter.as_ref())
 }
 
-fn decide(context: &Context, survey: &identity::Survey) -> Result<Vec<Decision>, Report> {
+pub(super) fn decide(
+    context: &Context,
+    survey: &identity::Survey,
+) -> Result<Vec<Decision>, Report> {
     let choices = Choices::try_from(context.spec.identity.as_ref())?;
     identity::decide(survey, &choices).map_err(|missing| {
         let tables: Vec<String> = missing.iter().map(|one| one.table.to_string()).collect();
@@ -307,7 +310,7 @@ pub(super) async fn read_step<T: serde::de::DeserializeOwned>(
     })
 }
 
-async fn write_step<T: serde::Serialize>(
+pub(super) async fn write_step<T: serde::Serialize>(
     context: &Context,
     session: &Session,
     step: &str,

@@ -125,6 +125,13 @@ impl Stream {
         self.replay.as_ref().map(|handle| handle.status.clone())
     }
 
+    /// Ends replay; the next step starts it where it was.
+    pub async fn stop_replay(&mut self) {
+        self.replay_token.cancel();
+        while self.replaying.join_next().await.is_some() {}
+        self.replay = None;
+    }
+
     /// A replay that ended at a fault is started anew by the next step.
     pub fn forget_fault(&mut self) {
         while self.replaying.try_join_next().is_some() {}
