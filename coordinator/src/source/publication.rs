@@ -90,6 +90,13 @@ pub async fn add(
 /// What the server refused.
 pub async fn drop(session: &Session, context: &Context) -> Result<(), Error> {
     for publication in [context.full_publication(), context.append_publication()] {
+        let members = read(session, &publication).await?.map(|present| present.members);
+        let members = members.unwrap_or_default();
+        // DROP PUBLICATION takes a lock slot per member, all in one transaction
+        if members.len() > TABLES_PER_STATEMENT {
+            let tables: Vec<&TableName> = members.values().collect();
+            alter(session, &publication, "drop", &tables).await?;
+        }
         let statement = sql!("drop publication if exists {}", Ident(&publication));
         patiently(session, &publication, &statement).await?;
     }

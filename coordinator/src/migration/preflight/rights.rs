@@ -7,7 +7,7 @@ use super::{
 };
 use pg::{Sql, TableName, sql, sql::quote_ident};
 use proto::v1::Check;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) async fn of_source(source: &Server, plan: &Plan<'_>) -> Vec<Check> {
     let place = Place::Source;
@@ -81,7 +81,12 @@ async fn read_tables(source: &Server, plan: &Plan<'_>) -> pg::Result<Vec<Check>>
         &sql!(
             "select n.nspname::text, c.relname::text
                from pg_class c join pg_namespace n on n.oid = c.relnamespace
-              where c.relkind in ('r', 'p', 'S', 'm') and n.nspname !~ '^pg_'
+              where c.relkind in ('r', 'p', 'S') and n.nspname !~ '^pg_'
+                -- of an extension's tables pg_dump reads the configuration alone
+                and (exists (select from pg_extension x where c.oid = any (x.extconfig))
+                     or not exists (select from pg_depend d
+                                     where d.classid = 'pg_class'::regclass and d.objid = c.oid
+                                       and d.deptype = 'e'))
                 and not (has_schema_privilege(n.oid, 'usage')
                          and case when c.relkind = 'S'
                                   then has_sequence_privilege(c.oid, 'select')
@@ -126,7 +131,7 @@ async fn read_tables(source: &Server, plan: &Plan<'_>) -> pg::Result<Vec<Check>>
 async fn ownership(source: &Server, plan: &Plan<'_>) -> pg::Result<Vec<Check>> {
     let name = "table_owner";
     let query = sql!(
-        "select n.nspname::text, c.relname::text, o.rolname::text
+        "select n.nspname::text, c.relname::text, o.rolname::text, o.rolsuper
            from pg_class c join pg_namespace n on n.oid = c.relnamespace
            join pg_roles o on o.oid = c.relowner
           where c.relkind in ('r', 'p') and n.nspname !~ '^pg_'
@@ -136,12 +141,12 @@ async fn ownership(source: &Server, plan: &Plan<'_>) -> pg::Result<Vec<Check>> {
                                and d.deptype = 'e')"
     );
     let mut tables = Vec::new();
-    let mut owners: BTreeSet<String> = BTreeSet::new();
+    let mut owners: BTreeMap<String, bool> = BTreeMap::new();
     for row in source.session.query(&query, &[]).await? {
         let table = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
         if plan.filter.matches_table(&table) {
             tables.push(table);
-            owners.insert(row.try_get(2)?);
+            owners.insert(row.try_get(2)?, row.try_get(3)?);
         }
     }
     if tables.is_empty() {
@@ -149,7 +154,14 @@ async fn ownership(source: &Server, plan: &Plan<'_>) -> pg::Result<Vec<Check>> {
     }
     let grants: Vec<String> = owners
         .iter()
-        .map(|owner| format!("grant {} to {};", quote_ident(owner), source.quoted_role()))
+        .map(|(owner, is_superuser)| {
+            let (owner, role) = (quote_ident(owner), source.quoted_role());
+            if *is_superuser {
+                format!("-- superuser {owner}: connect as it, or alter table NAME owner to {role};")
+            } else {
+                format!("grant {owner} to {role};")
+            }
+        })
         .collect();
     Ok(vec![
         failure(name, Place::Source, format!("{} owned by others", count(tables.len(), "table")))
@@ -165,6 +177,10 @@ async fn row_security(source: &Server, plan: &Plan<'_>) -> pg::Result<Vec<Check>
         "select n.nspname::text, c.relname::text
            from pg_class c join pg_namespace n on n.oid = c.relnamespace
           where c.relrowsecurity and c.relkind in ('r', 'p')
+            and (exists (select from pg_extension x where c.oid = any (x.extconfig))
+                 or not exists (select from pg_depend d
+                                 where d.classid = 'pg_class'::regclass and d.objid = c.oid
+                                   and d.deptype = 'e'))
             and (c.relforcerowsecurity or not pg_has_role(c.relowner, 'usage'))"
     );
     let hidden = tables_of(source, plan, &query).await?;
