@@ -33,6 +33,8 @@ pub(crate) struct Narrator {
     seen: Option<Seen>,
     told: BTreeSet<String>,
     progress_at: Option<Instant>,
+    /// The last cutover attempt that is no news, when that is known.
+    attempt_before: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -60,6 +62,11 @@ impl Seen {
 }
 
 impl Narrator {
+    /// Tells the steps of every attempt after this one, even if it was over before we saw it.
+    pub(crate) fn after_attempt(attempt: u32) -> Self {
+        Self { attempt_before: Some(attempt), ..Self::default() }
+    }
+
     /// What to tell now.
     pub(crate) fn news(&mut self, migration: &v1::Migration, now: Instant) -> Vec<News> {
         let mut news = Vec::new();
@@ -103,9 +110,12 @@ impl Narrator {
         news: &mut Vec<News>,
     ) {
         let Some(cutover) = &migration.cutover else { return };
-        // An attempt that ended before we came is not news.
-        let known =
-            last.map_or(next.phase != Phase::CuttingOver, |seen| seen.attempt == next.attempt);
+        // An attempt that ended before we came is not news, unless we asked for it.
+        let known = match (last, self.attempt_before) {
+            (Some(seen), _) => seen.attempt == next.attempt,
+            (None, Some(before)) => next.attempt <= before,
+            (None, None) => next.phase != Phase::CuttingOver,
+        };
         let (state_before, steps_before) = match (known, last) {
             (true, Some(seen)) => (seen.cutover_state.as_str(), seen.step_count),
             (true, None) => (next.cutover_state.as_str(), next.step_count),
@@ -247,6 +257,8 @@ mod tests {
         let lifted =
             v1::Migration { cutover: cutover(1, "lifted", &["settings"]), ..at(Phase::Ready) };
         assert_eq!(events(narrator.news(&lifted, Instant::now())).len(), 1);
+        let told = events(Narrator::after_attempt(0).news(&lifted, Instant::now()));
+        assert_eq!(told.len(), 3, "but it is for who asked for it: {told:?}");
     }
 
     #[test]

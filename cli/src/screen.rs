@@ -52,6 +52,13 @@ impl Screen {
         Self { kind, narrator: Narrator::default(), colour }
     }
 
+    /// The same for who asked for the cutover attempt after this one.
+    pub(crate) fn after_attempt(attempt: u32) -> Self {
+        let mut screen = Self::new();
+        screen.narrator = Narrator::after_attempt(attempt);
+        screen
+    }
+
     /// A JSON document for each change.
     pub(crate) fn json() -> Self {
         Self { kind: Kind::Json, narrator: Narrator::default(), colour: Colour::Plain }

@@ -66,8 +66,14 @@ pub(crate) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
             return print_plan(context, &name, &answer.plan);
         }
     }
-    let goal = Goal::Cutover { after: if running { attempt.saturating_sub(1) } else { attempt } };
-    let follower = Follower { context, name: &name, goal, screen: Screen::new(), launcher: None };
+    let after = if running { attempt.saturating_sub(1) } else { attempt };
+    let follower = Follower {
+        context,
+        name: &name,
+        goal: Goal::Cutover { after },
+        screen: Screen::after_attempt(after),
+        launcher: None,
+    };
     let (ending, migration) = tokio::select! {
         end = follower.run(client) => end?,
         () = interrupts.next() => {
