@@ -32,6 +32,7 @@ pub mod stage;
 pub mod statement;
 pub mod table;
 pub mod transaction;
+pub mod trigger;
 pub mod watermark;
 
 pub use error::Error;

@@ -38,6 +38,8 @@ pub enum Error {
         "TRUNCATE of hash partition {table} cannot be repeated on a target partitioned otherwise"
     )]
     TruncateByHash { table: TableName, end_lsn: PgLsn },
+    #[error("\"{name}\" on table {table} of the target would fire for changes that are replayed")]
+    Fires { table: TableName, name: String },
     /// Only tried again change by change; never leaves this module.
     #[error("batch that ends at {end_lsn} failed in bulk")]
     Bulk { end_lsn: PgLsn, source: Box<Error> },
@@ -73,6 +75,7 @@ impl Error {
             | Self::SchemaChanged { .. }
             | Self::UnknownRelation { .. }
             | Self::TruncateByHash { .. }
+            | Self::Fires { .. }
             | Self::Bulk { .. }
             | Self::Stream(_)
             | Self::Spool { .. }
@@ -98,6 +101,7 @@ impl Classify for Error {
             | Self::SchemaChanged { .. }
             | Self::UnknownRelation { .. }
             | Self::TruncateByHash { .. }
+            | Self::Fires { .. }
             | Self::Routing(_)
             | Self::Fold { .. } => ErrorClass::Definite,
             Self::Stream(_) => ErrorClass::Bug,
@@ -114,6 +118,7 @@ impl Classify for Error {
             Self::SchemaChanged { .. } => "SCHEMA_CHANGED",
             Self::UnknownRelation { .. } => "UNKNOWN_RELATION",
             Self::TruncateByHash { .. } => "TRUNCATE_REFUSED",
+            Self::Fires { .. } => "TRIGGER_FIRES",
             Self::Bulk { .. } => "BULK_FAILED",
             Self::Stream(_) => "STREAM_UNREADABLE",
             Self::Spool { .. } => "SPOOL",
@@ -144,6 +149,10 @@ impl Classify for Error {
                 "The rows of one hash partition are not known by their values on another server. \
                  It stands in the transaction that ends at {end_lsn}."
             ),
+            Self::Fires { .. } => {
+                "Triggers and rules that fire in the replica role are enabled at cutover."
+                    .to_owned()
+            }
             Self::Fenced { .. }
             | Self::Moved { .. }
             | Self::Target { .. }
@@ -176,6 +185,10 @@ impl Classify for Error {
             Self::TruncateByHash { table, .. } => {
                 format!("Delete the rows of {table} on the target by hand, then run: skein resume.")
             }
+            Self::Fires { table, .. } => format!(
+                "Disable it on the target (alter table {table} disable trigger or rule), then run: \
+                 skein resume."
+            ),
             Self::Fenced { .. }
             | Self::Moved { .. }
             | Self::Target { .. }

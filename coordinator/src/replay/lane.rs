@@ -102,6 +102,8 @@ impl Lane {
         Ok(())
     }
 
+    #[tracing::instrument(level = "debug", skip_all, fields(lane = self.lane,
+        end_lsn = %batch.end_lsn, changes = batch.events.len()))]
     async fn batch(&mut self, batch: Batch) -> Result<()> {
         let changes = u64::try_from(batch.events.len()).unwrap_or(u64::MAX);
         let (moves, end_lsn) = ([(self.lane, batch.previous)], batch.end_lsn);
@@ -132,6 +134,8 @@ impl Lane {
             .await
     }
 
+    #[tracing::instrument(level = "debug", skip_all, fields(lane = self.lane,
+        end_lsn = %alone.end_lsn))]
     async fn alone(&mut self, mut alone: Alone) -> Result<()> {
         let moves: Vec<(usize, PgLsn)> = alone.previous.iter().copied().enumerate().collect();
         self.begin(&moves, alone.end_lsn, alone.flush).await?;

@@ -22,6 +22,7 @@ use super::{
     spool::Spool,
     table,
     transaction::Decoder,
+    trigger,
     watermark::{self, Watermark},
 };
 use crate::migration::context::Context;
@@ -156,6 +157,10 @@ impl Replay {
         let tables = table::read(&session, &names)
             .await
             .map_err(Error::target("read the target's tables"))?;
+        // After the end position nothing is applied, and cutover enables what fires.
+        if inputs.end_position.borrow().is_none() {
+            trigger::check(&session, &names).await?;
+        }
         let lanes = if inputs.order == ApplyOrder::Commit { 1 } else { inputs.lanes };
         let wanted = Routing::of(lanes, tables.values().map(|table| &**table));
         let epoch = inputs.context.epoch;

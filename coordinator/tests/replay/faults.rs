@@ -18,10 +18,15 @@ async fn a_batch_whose_commit_was_not_answered_is_not_applied_twice() {
     // COMMIT itself takes a while, and the client does not live to hear of it.
     world.on_target(
         "create function wait() returns trigger language plpgsql as $$
-           begin perform pg_sleep(0.6); return null; end $$;
-         create constraint trigger wait after insert on t deferrable initially deferred
-           for each row when (new.id = 1) execute function wait();
-         alter table t enable always trigger wait",
+           begin
+             if exists (select from public.t where id = 1)
+               and not exists (select from public.t where id = 3)
+             then perform pg_sleep(0.6); end if;
+             return null;
+           end $$;
+         create constraint trigger wait after update on skein.lane deferrable initially deferred
+           for each row execute function wait();
+         alter table skein.lane enable always trigger wait",
     );
     world.write("insert into t values (1, 'once'), (2, 'twice')").await;
     world.capture().await;
@@ -271,4 +276,40 @@ async fn a_schema_change_inside_of_a_large_transaction_stops_replay_and_nothing_
     world.on_target("alter table t add v text");
     world.catch_up().await;
     world.assert_equal();
+}
+
+#[tokio::test]
+async fn foreign_keys_and_triggers_of_the_target_do_not_fire() {
+    let tables = "create table parent (id int primary key, v text);
+        create table child (id int primary key, parent int references parent);
+        create table log (id int)";
+    let world = World::new(tables).await;
+    world.on_target(
+        "create function note() returns trigger language plpgsql as $$
+           begin insert into public.log values (1); return new; end $$;
+         create trigger note before insert or update or delete on parent
+           for each row execute function note()",
+    );
+    world.write("insert into parent select generate_series(1, 100)").await;
+    world.write("insert into child select i, i from generate_series(1, 100) i").await;
+    world.write("delete from child where id = 7; delete from parent where id = 7").await;
+    world.catch_up().await;
+    world.assert_equal();
+}
+
+#[tokio::test]
+async fn a_trigger_that_would_fire_is_told_before_anything_is_applied() {
+    for state in ["always", "replica"] {
+        let world = World::new("create table t (id int primary key)").await;
+        world.on_target(&format!(
+            "create function note() returns trigger language plpgsql as 'begin return new; end';
+             create trigger note before insert on t for each row execute function note();
+             alter table t enable {state} trigger note"
+        ));
+        let mut running = world.start(None);
+        let error = running.ended().await.unwrap_err();
+        let report = proto::status::Classify::report(&error);
+        assert_eq!(report.reason, "TRIGGER_FIRES");
+        assert!(report.primary.contains("\"note\""), "{report:?}");
+    }
 }

@@ -174,3 +174,23 @@ async fn a_transaction_of_200_000_rows_goes_piece_by_piece() {
     world.assert_equal();
     assert_eq!(status.transactions, 2);
 }
+
+#[tokio::test]
+async fn a_batch_from_another_position_than_the_lane_has_is_not_applied() {
+    // No key: what is applied twice would stand there twice.
+    let world = World::new("create table t (id int)").await;
+    let mut running = world.start(None);
+    running.until(|status| status.applied_lsn.is_some()).await;
+    running.paused.send(true).unwrap();
+    world.write("insert into t values (1)").await;
+    let end = world.capture().await;
+    // As if a COMMIT of ours had arrived that we did not hear of.
+    world.on_target(&format!("insert into t values (1); update skein.lane set end_lsn = '{end}'"));
+    running.paused.send(false).unwrap();
+    world.write("insert into t values (2)").await;
+    let end = world.capture().await;
+    running.end.send(Some(end)).unwrap();
+    running.until(|status| status.drained).await;
+    running.stop().await.unwrap();
+    world.assert_equal();
+}
