@@ -11,6 +11,8 @@ use tokio::process::Command;
 
 /// Directory to look into before all others.
 const OVERRIDE: &str = "SKEIN_PG_BINDIR";
+/// More directories, separated by colons, beside those where distributions put them.
+const MORE: &str = "SKEIN_PG_BIN_DIRS";
 
 /// pg_dump and pg_restore of one version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +112,8 @@ fn directories() -> Vec<PathBuf> {
     if let Some(directory) = std::env::var_os(OVERRIDE) {
         return vec![directory.into()];
     }
-    let mut directories = Vec::new();
+    let more = std::env::var_os(MORE).unwrap_or_default();
+    let mut directories: Vec<PathBuf> = std::env::split_paths(&more).collect();
     for (parent, prefix) in [("/usr/lib/postgresql", ""), ("/usr", "pgsql-")] {
         let Ok(entries) = std::fs::read_dir(parent) else { continue };
         let mut found: Vec<PathBuf> = entries
