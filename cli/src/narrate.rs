@@ -134,7 +134,8 @@ impl Narrator {
         let due =
             self.progress_at.is_none_or(|at| now.saturating_duration_since(at) >= PROGRESS_PAUSE);
         let text = progress::summary(migration);
-        if !due || text.is_empty() || migration.phase() == Phase::Done {
+        let over = matches!(migration.phase(), Phase::Done | Phase::Aborted);
+        if !due || text.is_empty() || over {
             return None;
         }
         self.progress_at = Some(now);
