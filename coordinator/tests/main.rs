@@ -18,3 +18,4 @@ mod slot;
 mod stand;
 #[cfg(test)]
 mod watch;
+mod receive;

@@ -117,11 +117,11 @@ impl Receiver {
         let mut pauses = pauses();
         let outcome = loop {
             let begun = Instant::now();
-            let error = match self.stream(&cancel).await {
-                Ok(()) => break Ok(()),
-                Err(_) if cancel.is_cancelled() => break Ok(()),
-                Err(error) => error,
-            };
+            let ended = self.stream(&cancel).await;
+            if cancel.is_cancelled() {
+                break Ok(());
+            }
+            let error = ended.err().unwrap_or(Error::Thread);
             let report = error.report();
             self.state.send_modify(|state| {
                 state.state = State::Connecting;

@@ -144,6 +144,8 @@ struct Index {
     segments: BTreeMap<u64, Segment>,
     /// Committed transactions in files of their own, by `end_lsn`.
     transactions: BTreeMap<PgLsn, TransactionFile>,
+    /// What was released last: a segment that is closed later than that is released then.
+    released_lsn: Option<PgLsn>,
     /// Latest Relation and Type messages, by tag and OID.
     relations: BTreeMap<(u8, u32), Bytes>,
 }
@@ -241,7 +243,10 @@ impl Spool {
     /// Everything up to `applied` is in the target: whole segments and files of transactions at
     /// or below it are removed.
     pub fn release(&self, applied: PgLsn) {
-        self.0.release(applied);
+        let mut index = self.0.index();
+        index.released_lsn = index.released_lsn.max(Some(applied));
+        drop(index);
+        self.0.release();
     }
 
     /// Removes the spool in `dir`, if there is one. What it holds exists nowhere else.
@@ -282,9 +287,11 @@ impl Shared {
         });
     }
 
-    fn release(&self, applied: PgLsn) {
+    /// Removes what was released and is closed.
+    fn release(&self) {
         let current = self.durable.borrow().segment;
         let mut index = self.index();
+        let Some(applied) = index.released_lsn else { return };
         let mut freed = 0;
         while let Some(entry) = index.transactions.first_entry() {
             if *entry.key() > applied || remove_file(&entry.get().path).is_err() {

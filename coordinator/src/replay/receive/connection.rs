@@ -102,13 +102,13 @@ pub(super) async fn stream(
     });
     let answer = status::run(receiver, answers, &heard, connected.status_interval);
     let watch = async {
-        let first = parts.join_next().await;
-        cancel.cancel();
-        let mut outcome = first.map_or(Ok(()), |part| part.unwrap_or(Err(Error::Thread)));
+        let mut outcome = Ok(());
         while let Some(part) = parts.join_next().await {
-            // The writer's word counts: reading ends when it does.
+            cancel.cancel();
             let part = part.unwrap_or(Err(Error::Thread));
-            if matches!(part, Err(Error::Spool { .. } | Error::OutOfOrder { .. })) {
+            // The writer's word counts: reading ends when it does.
+            let is_cause = matches!(part, Err(Error::Spool { .. } | Error::OutOfOrder { .. }));
+            if outcome.is_ok() || is_cause {
                 outcome = part;
             }
         }

@@ -329,6 +329,22 @@ fn a_full_spool_says_so_and_goes_on_when_released() {
 }
 
 #[test]
+fn a_segment_that_is_closed_after_its_release_is_removed_then() {
+    let (dir, spool) = new_spool(1_000_000);
+    let mut writer = spool.writer(CancellationToken::new()).unwrap();
+    let body: Bytes = (0..60_000_u32).flat_map(u32::to_be_bytes).collect::<Vec<_>>().into();
+    let mut pending = Pending::new(1, Delivery::Whole);
+    pending.push(&writer, 1, (b'I', &body)).unwrap();
+    let (commit_lsn, end_lsn) = (PgLsn::from(109), PgLsn::from(110));
+    writer.commit(pending, &Commit { commit_lsn, end_lsn, commit_time_us: 0 }).unwrap();
+    // Applied as soon as it is durable, before the writer goes on to close the segment.
+    spool.release(PgLsn::from(110));
+    writer.sync().unwrap();
+    assert_eq!(count_files(dir.path(), "seg"), 1);
+    assert!(spool.bytes() < 1_000, "{} bytes", spool.bytes());
+}
+
+#[test]
 fn a_stopped_writer_does_not_wait_for_space() {
     let (_dir, spool) = new_spool(1);
     let stop = CancellationToken::new();

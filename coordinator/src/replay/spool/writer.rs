@@ -286,6 +286,7 @@ impl Writer {
         self.file = file;
         self.segment = segment;
         self.publish();
+        self.shared.release();
         Ok(())
     }
 

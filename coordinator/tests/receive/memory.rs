@@ -1,0 +1,61 @@
+//! A large transaction needs no more memory than a small one, on its way in and out.
+
+use super::rig::{DATABASE, Rig, streaming};
+use coordinator::replay::spool::Item;
+use loadtest::cluster::postgres::{Builder, Postgres};
+
+/// Rows of about 400 bytes: 120 MB as messages.
+const ROWS: u64 = 300_000;
+
+/// What the process may grow by, other tests beside it included.
+const GROWTH_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Resident memory of this process (proc(5), statm; pages of 4 KiB).
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    text.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+async fn one_transaction_of_many_rows(builder: Builder) {
+    let rig = Rig::new(builder).await;
+    let mut running = rig.start();
+    running.until_streaming().await;
+    let before = resident_bytes();
+    let mut most = before;
+    let insert = format!(
+        "insert into t select i, repeat(md5(i::text), 12) from generate_series(1, {ROWS}) i"
+    );
+    rig.server.psql(DATABASE, &insert).unwrap();
+    let end = rig.end();
+    let mut reader = running.spool.reader(rig.consistent_point);
+    let (mut changes, mut bytes, mut is_done) = (0, 0, false);
+    while !is_done {
+        match reader.next().await.unwrap() {
+            Item::Change(change) => {
+                changes += 1;
+                bytes += change.len() as u64;
+            }
+            Item::Commit { end_lsn } | Item::Position(end_lsn) => is_done = end_lsn >= end,
+            Item::Begin(_) | Item::Relation(_) | Item::Type(_) => {}
+        }
+        if changes % 1_000 == 0 {
+            most = most.max(resident_bytes());
+        }
+    }
+    assert_eq!(changes, ROWS + 1, "the rows, and the end's message");
+    assert!(bytes > ROWS * 380);
+    let grown = most - before;
+    assert!(grown < GROWTH_BYTES, "grew by {grown} bytes for {bytes}");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_streamed_transaction_of_300_000_rows_is_read_in_little_memory() {
+    one_transaction_of_many_rows(streaming()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_transaction_of_300_000_rows_is_read_in_little_memory() {
+    let builder = Postgres::builder().setting("logical_decoding_work_mem", "1GB");
+    one_transaction_of_many_rows(builder).await;
+}
