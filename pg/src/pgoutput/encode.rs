@@ -1,6 +1,6 @@
 //! Writes messages as the server would: for tests only, here and in the crates that read them.
 
-use super::{Commit, Message, OldTuple, ReplicaIdentity, Tuple, Value, tag};
+use super::{Commit, Message, OldTuple, Relation, ReplicaIdentity, Tuple, Value, tag};
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 /// One message; with the xid of a stream block where the message carries one.
@@ -31,22 +31,7 @@ pub fn encode(message: &Message, stream_xid: Option<u32>) -> Bytes {
         }
         Message::Relation(relation) => {
             change(out, tag::RELATION);
-            out.put_u32(relation.relid);
-            put_string(out, &relation.schema);
-            put_string(out, &relation.name);
-            out.put_u8(match relation.replica_identity {
-                ReplicaIdentity::Default => b'd',
-                ReplicaIdentity::Nothing => b'n',
-                ReplicaIdentity::Full => b'f',
-                ReplicaIdentity::Index => b'i',
-            });
-            out.put_u16(count(relation.columns.len()));
-            for column in &relation.columns {
-                out.put_u8(column.is_key.into());
-                put_string(out, &column.name);
-                out.put_u32(column.type_oid);
-                out.put_i32(column.type_modifier);
-            }
+            put_relation(out, relation);
         }
         Message::Type(kind) => {
             change(out, tag::TYPE);
@@ -111,6 +96,25 @@ fn put_commit(out: &mut BytesMut, commit: &Commit) {
     out.put_u64(commit.commit_lsn.into());
     out.put_u64(commit.end_lsn.into());
     out.put_i64(commit.commit_time_us);
+}
+
+fn put_relation(out: &mut BytesMut, relation: &Relation) {
+    out.put_u32(relation.relid);
+    put_string(out, &relation.schema);
+    put_string(out, &relation.name);
+    out.put_u8(match relation.replica_identity {
+        ReplicaIdentity::Default => b'd',
+        ReplicaIdentity::Nothing => b'n',
+        ReplicaIdentity::Full => b'f',
+        ReplicaIdentity::Index => b'i',
+    });
+    out.put_u16(count(relation.columns.len()));
+    for column in &relation.columns {
+        out.put_u8(column.is_key.into());
+        put_string(out, &column.name);
+        out.put_u32(column.type_oid);
+        out.put_i32(column.type_modifier);
+    }
 }
 
 fn put_string(out: &mut BytesMut, text: &str) {

@@ -140,7 +140,7 @@ pub(super) fn put_reference(out: &mut Vec<u8>, reference: &Reference) {
 
 pub(super) fn take_reference(mut bytes: Bytes) -> Result<Reference, Damaged> {
     let begin = take_begin(&mut bytes)?;
-    if bytes.len() < 16 || bytes.len() % 4 != 0 {
+    if bytes.len() < 16 || !bytes.len().is_multiple_of(4) {
         return Err(Damaged);
     }
     let (generation, stored_bytes) = (bytes.get_u64(), bytes.get_u64());

@@ -38,10 +38,13 @@ pub struct Reader {
 enum State {
     Idle(Box<Cursor>),
     /// On a blocking thread. Kept here, so that a cancelled `next` loses nothing.
-    Reading(JoinHandle<(Box<Cursor>, Result<VecDeque<Item>, Error>)>),
+    Reading(JoinHandle<Read>),
     /// A thread of ours panicked.
     Broken,
 }
+
+/// The cursor comes back with what it read.
+type Read = (Box<Cursor>, Result<VecDeque<Item>, Error>);
 
 impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -198,7 +198,7 @@ async fn aborted_subtransactions_are_left_out_in_memory_and_in_a_file() {
 #[tokio::test]
 async fn what_never_committed_is_gone_with_the_next_connection() {
     let (dir, spool) = new_spool(LIMIT_BYTES);
-    let mut writer = spool.writer(CancellationToken::new()).unwrap();
+    let writer = spool.writer(CancellationToken::new()).unwrap();
     let mut pending = Pending::new(7, Delivery::Streamed);
     pending.push(&writer, 7, (b'I', &Bytes::from(vec![1; 300_000]))).unwrap();
     assert_eq!(count_files(dir.path(), "txn"), 1);
