@@ -8,6 +8,7 @@ mod identity;
 mod preflight;
 #[cfg(test)]
 mod publication;
+mod receive;
 #[cfg(test)]
 mod replay;
 #[cfg(test)]
@@ -18,4 +19,3 @@ mod slot;
 mod stand;
 #[cfg(test)]
 mod watch;
-mod receive;

@@ -1,6 +1,8 @@
 //! Writes messages as the server would: for tests only, here and in the crates that read them.
 
-use super::{Commit, Message, OldTuple, Relation, ReplicaIdentity, Tuple, Value, tag};
+use super::{
+    Commit, LogicalMessage, Message, OldTuple, Relation, ReplicaIdentity, Tuple, Value, tag,
+};
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 /// One message; with the xid of a stream block where the message carries one.
@@ -65,11 +67,7 @@ pub fn encode(message: &Message, stream_xid: Option<u32>) -> Bytes {
         }
         Message::Message(message) => {
             change(out, tag::MESSAGE);
-            out.put_u8(message.is_transactional.into());
-            out.put_u64(message.message_lsn.into());
-            put_string(out, &message.prefix);
-            out.put_u32(length(message.content.len()));
-            out.put_slice(&message.content);
+            put_logical_message(out, message);
         }
         Message::StreamStart(start) => {
             out.put_u8(tag::STREAM_START);
@@ -96,6 +94,14 @@ fn put_commit(out: &mut BytesMut, commit: &Commit) {
     out.put_u64(commit.commit_lsn.into());
     out.put_u64(commit.end_lsn.into());
     out.put_i64(commit.commit_time_us);
+}
+
+fn put_logical_message(out: &mut BytesMut, message: &LogicalMessage) {
+    out.put_u8(message.is_transactional.into());
+    out.put_u64(message.message_lsn.into());
+    put_string(out, &message.prefix);
+    out.put_u32(length(message.content.len()));
+    out.put_slice(&message.content);
 }
 
 fn put_relation(out: &mut BytesMut, relation: &Relation) {
