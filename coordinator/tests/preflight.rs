@@ -109,12 +109,12 @@ async fn a_server_that_does_not_let_us_in_leaves_the_other_s_checks() {
     let role = format!("postgresql://nobody:s3cret@127.0.0.1:{port}/postgres?sslmode=disable");
     let tls = format!("postgresql://postgres:s3cret@127.0.0.1:{port}/postgres?sslmode=require");
     for (conninfo, found, fix) in [
-        (nobody, "cannot be reached", "firewall"),
-        (&wrong, "password was refused", "password"),
-        (&none, "password is asked for", "password"),
-        (&database, "database does not exist", "create database \"nope\""),
-        (&role, "password was refused", "password"),
-        (&tls, "no agreement on TLS", "sslmode"),
+        (nobody, "127.0.0.1:1 was refused", "listen_addresses"),
+        (&wrong, "password authentication failed for user \"postgres\"", "password"),
+        (&none, "user \"postgres\" needs a password", "connection string"),
+        (&database, "database \"nope\" does not exist", "create database \"nope\";"),
+        (&role, "password authentication failed for user \"nobody\"", "password"),
+        (&tls, "does not offer TLS", "ssl"),
     ] {
         let checks = run(&spec(), conninfo, &to).await;
         let connection = check(&checks, "source", "connection");

@@ -3,7 +3,7 @@
 //! In: a connection string. Out: a [`Server`] that the other checks read, or the failed check.
 
 use super::check::{CheckExt as _, Place, failure, or_not_made, pass, warning};
-use pg::{Conninfo, Session, SessionName, Settings, sql, sql::quote_ident};
+use pg::{Conninfo, Session, SessionName, Settings, connect::Failure, sql, sql::quote_ident};
 use proto::v1::Check;
 use std::{collections::HashMap, time::Duration};
 
@@ -150,53 +150,15 @@ impl Server {
 }
 
 fn not_reached(conninfo: &Conninfo, place: Place, error: &pg::Error) -> Check {
-    let side = place.as_str();
-    let text = error.to_string();
-    let lower = text.to_lowercase();
-    let (what, fix) = match error.sqlstate() {
-        Some("28P01") => (
-            "the password was refused".to_owned(),
-            format!("Correct the password in the {side}'s connection string."),
-        ),
-        Some("28000") => (
-            "the server does not let this role in".to_owned(),
-            format!(
-                "Check that role {} exists, and add a line to pg_hba.conf: host {} {} ADDRESS \
-                 scram-sha-256",
-                quote_ident(conninfo.user()),
-                conninfo.database(),
-                conninfo.user()
-            ),
-        ),
-        Some("3D000") => (
-            "the database does not exist".to_owned(),
-            format!("create database {};", quote_ident(conninfo.database())),
-        ),
-        Some("53300") => (
-            "the server has no connection left".to_owned(),
-            "Raise max_connections, or end sessions that are not needed.".to_owned(),
-        ),
-        Some("57P03") => (
-            "the server is starting or stopping".to_owned(),
-            "Wait until the server takes connections, then check again.".to_owned(),
-        ),
-        Some(_) => {
-            ("the server refused the connection".to_owned(), format!("See the {side}'s log."))
+    let found = error.failure().map_or_else(|| error.to_string(), ToString::to_string);
+    let fix = match error.failure() {
+        Some(Failure::DatabaseMissing { .. }) => {
+            format!("create database {};", quote_ident(conninfo.database()))
         }
-        None if ["tls", "ssl", "certificate"].iter().any(|word| lower.contains(word)) => (
-            "no agreement on TLS".to_owned(),
-            format!("Set sslmode in the {side}'s connection string to what the server offers."),
-        ),
-        None if lower.contains("password") => (
-            "a password is asked for, and none was given".to_owned(),
-            format!("Add a password to the {side}'s connection string, or name a passfile."),
-        ),
-        None => (
-            "the server cannot be reached".to_owned(),
-            format!("Check host, port and firewall of the {side}, and its listen_addresses."),
-        ),
+        Some(failure) => failure.hint(),
+        None => format!("See the log of the {}.", place.as_str()),
     };
-    failure("connection", place, format!("{conninfo}: {what}")).detail(format!("{text}.")).fix(fix)
+    failure("connection", place, found).detail(format!("It was {conninfo}.")).fix(fix)
 }
 
 pub(super) fn version(server: &Server) -> Vec<Check> {

@@ -337,4 +337,49 @@ mod tests {
         assert!(decide(&survey, &choices(IdentityChoice::Full, &[])).is_err());
         assert!(decide(&survey, &choices(IdentityChoice::AppendOnly, &[])).is_ok());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_published_for_update_has_an_identity(
+            leaves in proptest::collection::vec((0u8..4, 0u8..3, 0u8..4), 0..8),
+            all in 0u8..3, root_keyed in proptest::bool::ANY, partly in proptest::bool::ANY,
+        ) {
+            let of = |n: u8| [IdentityChoice::Unspecified, IdentityChoice::Full,
+                              IdentityChoice::AppendOnly][usize::from(n)];
+            let mut own = Vec::new();
+            let tables: Vec<TableIdentity> = (1u32..).zip(&leaves).map(|(oid, (kind, choice, more))| {
+                if *choice > 0 { own.push((format!("app.t{oid}"), of(*choice))); }
+                let mut table = match kind {
+                    0 => keyed(oid),
+                    1 => table(oid, Identity::Full),
+                    2 => keyless(oid),
+                    _ => TableIdentity { persistence: Persistence::Unlogged, ..keyless(oid) },
+                };
+                if *more == 0 { table.generated.virtuals.push("v".into()); }
+                table
+            }).collect();
+            let root = if root_keyed { keyed(100) } else { keyless(100) };
+            let mut survey = tree(root, tables);
+            if partly { survey.partly_taken_roots.insert(100); }
+            let own: Vec<(&str, IdentityChoice)> =
+                own.iter().map(|(name, choice)| (name.as_str(), *choice)).collect();
+            let Ok(decisions) = decide(&survey, &choices(of(all), &own)) else { return Ok(()) };
+            for decision in &decisions {
+                let table = survey.table(decision.oid).unwrap();
+                proptest::prop_assert!(table.persistence == Persistence::Permanent);
+                let full = decision.publish == Publish::Full;
+                let nameless = matches!(table.identity, Identity::None(_));
+                if decision.is_root {
+                    let every_leaf = decisions.iter().all(|one| one.publish == Publish::Full);
+                    proptest::prop_assert!(!full || (root_keyed && !partly && every_leaf));
+                } else {
+                    proptest::prop_assert_eq!(decision.set_full, full && nameless);
+                    let unusable = decision.set_full && !table.generated.virtuals.is_empty();
+                    proptest::prop_assert!(!unusable);
+                }
+            }
+            let permanent = survey.tables.iter().filter(|t| t.persistence == Persistence::Permanent);
+            proptest::prop_assert_eq!(permanent.count(), decisions.len());
+        }
+    }
 }
