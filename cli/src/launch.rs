@@ -236,6 +236,7 @@ impl Launcher {
             .arg(&program)
             .arg("--dir")
             .arg(&self.dir)
+            .arg("--exit-when-idle")
             // Moved into files already; what a process does not need it should not hold.
             .env_remove("SKEIN_SOURCE")
             .env_remove("SKEIN_TARGET")

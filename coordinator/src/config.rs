@@ -47,6 +47,8 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     pub workers: Option<u32>,
     pub worker_program: PathBuf,
+    /// End when there was no migration for a while: a coordinator that `skein migrate` started.
+    pub exit_when_idle: bool,
 }
 
 impl Config {
@@ -82,7 +84,13 @@ impl Config {
             .worker_program
             .or_else(|| beside.map(|folder| folder.join("skein-worker")))
             .unwrap_or_else(|| PathBuf::from("skein-worker"));
-        Ok(Self { dir, listen: settings.listen, workers: settings.workers, worker_program })
+        Ok(Self {
+            dir,
+            listen: settings.listen,
+            workers: settings.workers,
+            worker_program,
+            exit_when_idle: false,
+        })
     }
 
     /// The socket that `skein` and the workers of this machine use.

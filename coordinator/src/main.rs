@@ -22,6 +22,9 @@ struct Arguments {
     /// State directory; wins over the file. Default: $XDG_STATE_HOME/skein.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Ends when there was no migration for a minute, as `skein migrate` starts it.
+    #[arg(long)]
+    exit_when_idle: bool,
     /// Prints the reference configuration file and exits.
     #[arg(long)]
     print_default_config: bool,
@@ -51,9 +54,10 @@ fn start(arguments: Arguments) -> anyhow::Result<ExitCode> {
             .with_context(|| format!("could not read {}", path.display()))?,
         None => String::new(),
     };
-    let config = Config::load(&text, arguments.dir).map_err(|report| {
+    let mut config = Config::load(&text, arguments.dir).map_err(|report| {
         anyhow::anyhow!("{report}\ndetail: {}\nhint:   {}", report.detail, report.hint)
     })?;
+    config.exit_when_idle = arguments.exit_when_idle;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

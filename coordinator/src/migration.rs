@@ -15,6 +15,7 @@ pub mod cutover;
 pub mod driver;
 pub mod finish;
 pub mod flow;
+pub mod meter;
 pub mod observe;
 pub mod phase;
 pub mod preflight;

@@ -31,8 +31,13 @@ use std::{
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
+
+/// How long a coordinator that `skein migrate` started stays without a migration: `skein check`
+/// and the next `skein create` find it there.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// How long a command may take to be taken: the driver answers between two steps.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
@@ -194,6 +199,7 @@ impl Registry {
     pub async fn supervise(&self) {
         let slots = self.list().first().map_or(0, |handle| copy_options(handle).worker_slots);
         let slots = if slots == 0 { DEFAULT_SLOTS } else { slots };
+        let mut busy_at = Instant::now();
         let mut supervisor = Supervisor::new(self.config.clone(), slots, self.token.child_token());
         loop {
             let wanted = self
@@ -207,6 +213,12 @@ impl Registry {
                 .max()
                 .unwrap_or(0);
             supervisor.grow(self.config.workers.unwrap_or(wanted));
+            if !self.list().is_empty() {
+                busy_at = Instant::now();
+            } else if self.config.exit_when_idle && busy_at.elapsed() >= IDLE {
+                tracing::info!("no migration is left; stopping");
+                self.token.cancel();
+            }
             tokio::select! {
                 () = self.token.cancelled() => break,
                 () = tokio::time::sleep(Duration::from_millis(500)) => {}

@@ -12,6 +12,7 @@
 
 use super::{
     flow::Flow,
+    meter,
     phase::{Event, Phase},
     shared::Shared,
     teardown,
@@ -119,6 +120,7 @@ impl Driver {
             ErrorClass::Definite | ErrorClass::Bug => {
                 tracing::error!(reason = %report.reason, error = %report.primary, detail = %report.detail, "stopped at a fault");
                 self.flow.shared().set_activity(format!("stopped: {}", report.primary));
+                meter::fault(&self.flow.record().spec.name, &report.reason);
                 if let Err(error) = self.flow.change(|record| record.fault = Some(report)).await {
                     tracing::error!(error = %error.primary, "fault cannot be recorded");
                     tokio::time::sleep(self.pause).await;

@@ -208,6 +208,7 @@ impl Flow {
                     .map(|step| v1::CutoverStep { name: step.name, seconds: step.seconds })
                     .collect();
                 let end_position = opened.end_position;
+                super::meter::writes_stopped(&self.record().spec.name, opened.writes_stopped_s);
                 self.change(|record| {
                     record.cutover = Some(CutoverOutcome {
                         attempt,

@@ -4,7 +4,7 @@
 //! Promise: an ungranted lock request behind one of our chunks has that chunk handed back within
 //! five seconds (rules, part 1). What it fails to see is only not shown.
 
-use super::{context::Context, shared::Shared};
+use super::{context::Context, meter::Meter, shared::Shared};
 use crate::source::{slot, watch};
 use pg::{PgLsn, Session, sql};
 use proto::v1;
@@ -21,6 +21,7 @@ const SLOW_LOOK: Duration = Duration::from_secs(3);
 /// Runs until cancelled.
 pub async fn run(context: Context, shared: Arc<Shared>, token: CancellationToken) {
     let mut session: Option<Session> = None;
+    let mut meter = Meter::new(&context.name);
     let mut slow_at = Instant::now();
     let mut state = v1::SourceState::default();
     loop {
@@ -34,6 +35,7 @@ pub async fn run(context: Context, shared: Arc<Shared>, token: CancellationToken
             }
         }
         shared.sample();
+        meter.record(&shared);
         if session.as_ref().is_none_or(Session::is_closed) {
             session = context.source_session("observe", 0).await.ok();
         }

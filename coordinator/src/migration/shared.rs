@@ -197,7 +197,11 @@ impl Shared {
                 lift_sql,
                 deadline,
             }),
-            activity: with_trouble(activity, &stream),
+            activity: if record.fault.is_some() {
+                activity
+            } else {
+                with_trouble(activity, &stream)
+            },
             created_at: Some(clock::timestamp(record.created_at)),
             phase_since: Some(clock::timestamp(record.phase_since)),
             epoch: self.leases().map_or(0, |leases| leases.epoch()),

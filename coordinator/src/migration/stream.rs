@@ -37,6 +37,8 @@ pub struct Stream {
     pub spool: Spool,
     receiver: ReceiverHandle,
     replay: Option<ReplayHandle>,
+    /// Transactions and changes of replays that ended before this one.
+    earlier: (u64, u64),
     /// The watermark, for the receiver.
     applied: watch::Sender<PgLsn>,
     end_position: watch::Sender<Option<PgLsn>>,
@@ -71,6 +73,7 @@ impl Stream {
             spool,
             receiver: handle,
             replay: None,
+            earlier: (0, 0),
             applied,
             end_position: watch::channel(None).0,
             paused: watch::channel(false).0,
@@ -129,14 +132,23 @@ impl Stream {
     pub async fn stop_replay(&mut self) {
         self.replay_token.cancel();
         while self.replaying.join_next().await.is_some() {}
-        self.replay = None;
+        self.end_replay();
+    }
+
+    /// Forgets a replay that ended, but for what it counted.
+    fn end_replay(&mut self) {
+        if let Some(handle) = self.replay.take() {
+            let status = handle.status.borrow();
+            self.earlier.0 += status.transactions;
+            self.earlier.1 += status.changes;
+        }
     }
 
     /// A replay that ended at a fault is started anew by the next step.
     pub fn forget_fault(&mut self) {
         while self.replaying.try_join_next().is_some() {}
         if self.replaying.is_empty() {
-            self.replay = None;
+            self.end_replay();
         }
     }
 
@@ -167,8 +179,8 @@ impl Stream {
                 if let Some(lsn) = applied.applied_lsn {
                     view.applied_lsn = lsn.into();
                 }
-                view.transactions = applied.transactions;
-                view.changes = applied.changes;
+                view.transactions = self.earlier.0 + applied.transactions;
+                view.changes = self.earlier.1 + applied.changes;
                 view.lag_s =
                     clock::lag_s(applied.last_commit_time_us, view.source_lsn > view.applied_lsn);
                 view.late_writes = applied
@@ -182,7 +194,7 @@ impl Stream {
             }
         });
         while let Some(ended) = self.replaying.try_join_next() {
-            self.replay = None;
+            self.end_replay();
             ended.unwrap_or_else(|error| Err(crashed("replay", &error)))?;
         }
         while let Some(ended) = self.receiving.try_join_next() {
