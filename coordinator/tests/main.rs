@@ -10,6 +10,8 @@ mod preflight;
 mod publication;
 mod receive;
 #[cfg(test)]
+mod receive;
+#[cfg(test)]
 mod replay;
 #[cfg(test)]
 mod schema;
