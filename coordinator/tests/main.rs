@@ -8,7 +8,6 @@ mod identity;
 mod preflight;
 #[cfg(test)]
 mod publication;
-mod receive;
 #[cfg(test)]
 mod receive;
 #[cfg(test)]
