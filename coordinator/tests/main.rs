@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod identity;
 #[cfg(test)]
+mod plan_file;
+#[cfg(test)]
 mod preflight;
 #[cfg(test)]
 mod publication;

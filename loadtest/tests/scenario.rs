@@ -200,7 +200,7 @@ impl Scenario {
                  union all select 'session ' || application_name from pg_stat_activity \
                    where application_name like 'skein/demo/%' \
                  union all select 'identity ' || oid::regclass from pg_class \
-                   where relreplident <> 'd' and relnamespace = 'mixed'::regnamespace \
+                   where relreplident <> 'd' and relnamespace = to_regnamespace('mixed') \
                      and relkind = 'r' and relname <> 'heap' \
                  union all select 'setting ' || array_to_string(setconfig, ',') from pg_db_role_setting",
             )

@@ -33,7 +33,9 @@ pub async fn server_facts(session: &Session) -> Result<ServerFacts> {
     Ok(ServerFacts { encoding: row.get(0), version: session.server_version() })
 }
 
-/// Every leaf table that the filter lets through, with the file it has now.
+/// Every leaf table that the filter lets through, with the file that the session's snapshot
+/// shows: `pg_relation_filenode` would show the file of now, and a table truncated between
+/// snapshot and plan would be read as empty, in silence (rules, part 1).
 ///
 /// # Errors
 /// What the server refused.
@@ -44,7 +46,7 @@ pub async fn leaves(session: &Session, filter: &Filter) -> Result<Vec<Leaf>> {
         .query(
             &sql!(
                 "select c.oid, n.nspname::text, c.relname::text,
-       coalesce(pg_catalog.pg_relation_filenode(c.oid), 0::oid),
+       c.relfilenode,
        coalesce(pg_catalog.pg_relation_size(c.oid), 0)
          / current_setting('block_size')::bigint,
        c.relpersistence = 'u',
@@ -206,7 +208,7 @@ pub async fn leaf(session: &Session, relid: u32, condition: &str) -> Result<Opti
         .query_opt(
             &sql!(
                 "select n.nspname::text, c.relname::text,
-       coalesce(pg_catalog.pg_relation_filenode(c.oid), 0::oid),
+       c.relfilenode,
        pg_catalog.pg_relation_size(c.oid) / current_setting('block_size')::bigint,
        c.relpersistence = 'u'
   from pg_catalog.pg_class c
