@@ -255,7 +255,8 @@ async fn a_held_lock_is_waited_for_without_keeping_others_out() {
         let other = stand.stranger().await;
         let begun = Instant::now();
         other.query(&"select * from keyless".into(), &[]).await.unwrap();
-        assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
+        // without the lock timeout it would wait for the stranger, who commits only below
+        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
         stranger.batch(&"commit".into()).await.unwrap();
     });
     setting.unwrap();

@@ -443,3 +443,32 @@ async fn nothing_changes_on_either_server() {
     let after = (source.psql("postgres", state).unwrap(), target.psql("postgres", state).unwrap());
     assert_eq!(before, after, "no transaction of ours took an id");
 }
+
+#[tokio::test]
+async fn a_partitioned_table_taken_without_its_partitions_is_not_moved_empty_in_silence() {
+    let source = Postgres::builder().start().unwrap();
+    let target = Postgres::builder().start().unwrap();
+    source
+        .psql(
+            "postgres",
+            "create table events (id int primary key) partition by range (id);
+             create table events_a partition of events for values from (0) to (10);
+             create table events_b partition of events for values from (10) to (20);",
+        )
+        .unwrap();
+    let (from, to) = (source.conninfo("postgres"), target.conninfo("postgres"));
+    for (include, exclude, outcome) in [
+        (&["public.events"][..], &[][..], CheckOutcome::Failure),
+        (&[], &["public.events"], CheckOutcome::Failure),
+        (&[], &["public.events_a"], CheckOutcome::Warning),
+    ] {
+        let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let filter = proto::v1::Filter {
+            include_tables: owned(include),
+            exclude_tables: owned(exclude),
+            ..Default::default()
+        };
+        let checks = run(&MigrationSpec { filter: Some(filter), ..spec() }, &from, &to).await;
+        assert_eq!(check(&checks, "source", "filter_partitions").outcome(), outcome);
+    }
+}

@@ -6,10 +6,11 @@ use super::{
     server::Server,
 };
 use crate::source::identity::{
-    Decision, MissingIdentity, Persistence, Publish, Survey, decide, survey,
+    Decision, MissingIdentity, Persistence, Publish, Survey, TableIdentity, decide, survey,
 };
 use pg::{Sql, TableName, sql};
 use proto::{status::Classify as _, v1::Check};
+use std::collections::HashSet;
 
 pub(super) async fn checks(source: &Server, plan: &Plan<'_>) -> Vec<Check> {
     let place = Place::Source;
@@ -30,7 +31,8 @@ pub(super) async fn checks(source: &Server, plan: &Plan<'_>) -> Vec<Check> {
     }];
     checks.extend(decisions.ok().map(|decisions| announced(&decisions, &plan.spec.name)));
     checks.extend(unlogged(&tables));
-    checks.extend(partitions(&tables));
+    checks.extend(orphans(&tables));
+    checks.extend(left_out_partitions(&tables));
     checks.extend(or_not_made("filter", place, patterns(source, plan).await));
     checks.extend(or_not_made("triggers", place, firing(source, plan).await));
     checks.extend(or_not_made("foreign_tables", place, foreign(source, plan).await));
@@ -118,7 +120,7 @@ fn unlogged(tables: &Survey) -> Option<Check> {
 }
 
 /// A partition whose root the filter leaves out has nothing to hang on.
-fn partitions(tables: &Survey) -> Option<Check> {
+fn orphans(tables: &Survey) -> Option<Check> {
     let orphans: Vec<&TableName> = tables
         .tables
         .iter()
@@ -137,6 +139,43 @@ fn partitions(tables: &Survey) -> Option<Check> {
         ))
         .fix("Name the partitions in exclude_tables too, or take the partitioned table in.")
     })
+}
+
+/// A partitioned table that is taken without some of its partitions, or all.
+fn left_out_partitions(tables: &Survey) -> Vec<Check> {
+    let taken_leaves: HashSet<u32> =
+        tables.tables.iter().filter(|table| table.is_leaf).filter_map(|table| table.root).collect();
+    let roots = tables.partly_taken_roots.iter().filter_map(|root| tables.table(*root));
+    let (partly, hollow): (Vec<_>, Vec<_>) =
+        roots.partition(|root| taken_leaves.contains(&root.oid));
+    let listed = |roots: &[&TableIdentity]| {
+        let mut names: Vec<&TableName> = roots.iter().map(|root| &root.table).collect();
+        names.sort();
+        some(&names)
+    };
+    let name = "filter_partitions";
+    let mut checks = Vec::new();
+    if !hollow.is_empty() {
+        checks.push(
+            failure(name, Place::Source, count(hollow.len(), "table") + " without any partition")
+                .detail(format!(
+                    "Rows lie in partitions, which have names of their own: {}.",
+                    listed(&hollow)
+                ))
+                .fix("Take the partitions in as well, by a pattern such as schema.table_*."),
+        );
+    }
+    if !partly.is_empty() {
+        checks.push(
+            warning(name, Place::Source, count(partly.len(), "table") + " without some partitions")
+                .detail(format!(
+                    "Rows of partitions that are left out are not moved: {}.",
+                    listed(&partly)
+                ))
+                .fix("Take the partitions in as well, if their rows are wanted."),
+        );
+    }
+    checks
 }
 
 async fn patterns(source: &Server, plan: &Plan<'_>) -> pg::Result<Vec<Check>> {
