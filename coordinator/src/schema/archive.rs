@@ -47,6 +47,7 @@ impl Archive {
             let (kind, tag, schema, owner) = header.names(&listed)?;
             let entry = Entry {
                 id: header.key.0,
+                place: i,
                 class_oid: header.key.1,
                 oid: header.key.2,
                 kind,

@@ -7,7 +7,7 @@
 use super::archive::Archive;
 use super::entry::{Entry, Stage};
 use crate::plan::{REFRESH_STAGE, TABLE_BUILD_STAGE};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A task of kind `build` or `refresh`, before it has a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,20 +35,39 @@ pub fn build_tasks(archive: &Archive) -> Vec<BuildPlan> {
 
 /// `REFRESH MATERIALIZED VIEW`, those that read others behind them.
 ///
-/// A view may read another one inside a function, which no dependency tells: a refresh that is
-/// refused because a view was not populated (55000) succeeds when it is tried after the others.
+/// A view over a function may read other views inside it, which no dependency tells: those come
+/// one by one behind all others, in the archive's order.
 pub fn refresh_tasks(archive: &Archive) -> Vec<BuildPlan> {
     let entries = archive.by_id();
-    let mut levels: HashMap<u32, i32> = HashMap::new();
-    archive
+    let (opaque, plain): (Vec<&Entry>, Vec<&Entry>) = archive
         .stage(Stage::Refresh)
-        .map(|entry| {
-            let before = entry.depends_on.iter().filter_map(|id| levels.get(id)).max();
-            let level = before.map_or(0, |level| level + 1);
-            levels.insert(entry.id, level);
-            plan(entry, &entries, REFRESH_STAGE + level)
-        })
-        .collect()
+        .partition(|entry| reads_function(entry, &entries, &mut HashSet::new()));
+    let mut levels: HashMap<u32, i32> = HashMap::new();
+    let mut plans = Vec::new();
+    for entry in plain {
+        let before = entry.depends_on.iter().filter_map(|id| levels.get(id)).max();
+        let level = before.map_or(0, |level| level + 1);
+        levels.insert(entry.id, level);
+        plans.push(plan(entry, &entries, REFRESH_STAGE + level));
+    }
+    let mut stage = plans.iter().map(|plan| plan.stage).max().unwrap_or(REFRESH_STAGE - 1);
+    for entry in opaque {
+        stage += 1;
+        plans.push(plan(entry, &entries, stage));
+    }
+    plans
+}
+
+/// Whether a function of the database stands between a view and its tables.
+fn reads_function(entry: &Entry, entries: &HashMap<u32, &Entry>, seen: &mut HashSet<u32>) -> bool {
+    entry.depends_on.iter().filter_map(|id| entries.get(id)).any(|needed| {
+        let opens = matches!(
+            needed.kind.as_str(),
+            "VIEW" | "MATERIALIZED VIEW" | "MATERIALIZED VIEW DATA" | "RULE"
+        );
+        matches!(needed.kind.as_str(), "FUNCTION" | "AGGREGATE")
+            || (opens && seen.insert(needed.id) && reads_function(needed, entries, seen))
+    })
 }
 
 fn plan(entry: &Entry, entries: &HashMap<u32, &Entry>, stage: i32) -> BuildPlan {
@@ -95,5 +114,22 @@ mod tests {
         assert_eq!(plans.iter().map(|p| p.stage).collect::<Vec<_>>(), [1, 1, 2]);
         assert_eq!(plans.iter().map(|p| p.table_oid).collect::<Vec<_>>(), [16_001, 16_002, 16_002]);
         assert!(plans[0].statements[0].starts_with("SET LOCAL default_tablespace = fast;"));
+    }
+
+    #[test]
+    fn a_view_over_a_function_is_refreshed_behind_all_others() {
+        let archive = Archive::of(vec![
+            sample(1, "FUNCTION", "f()", &[]),
+            sample(2, "MATERIALIZED VIEW", "a_over_f", &[1]),
+            sample(3, "MATERIALIZED VIEW", "b", &[]),
+            sample(4, "MATERIALIZED VIEW", "c", &[3]),
+            sample(5, "MATERIALIZED VIEW DATA", "a_over_f", &[2]),
+            sample(6, "MATERIALIZED VIEW DATA", "b", &[3]),
+            sample(7, "MATERIALIZED VIEW DATA", "c", &[4, 6]),
+        ]);
+        let plans: Vec<_> =
+            refresh_tasks(&archive).into_iter().map(|plan| (plan.stage, plan.object)).collect();
+        let object = |name: &str| format!("MATERIALIZED VIEW DATA app.{name}");
+        assert_eq!(plans, [(100, object("b")), (101, object("c")), (102, object("a_over_f"))]);
     }
 }

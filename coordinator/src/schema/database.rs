@@ -44,10 +44,11 @@ pub(super) async fn restore(context: &Context, filter: &Filter, stage: Stage) ->
         apply(&mut attempt, &session, &planned).await?;
         return attempt.undo().await;
     }
-    if let Some(notes) = step::read::<NotMoved>(&session, APPLIED).await? {
+    let mut attempt = Attempt::begin(&session, context.epoch, "set up the database").await?;
+    if let Some(notes) = step::claim::<NotMoved>(&session, APPLIED).await? {
+        attempt.undo().await?;
         return Ok(notes);
     }
-    let mut attempt = Attempt::begin(&session, context.epoch, "set up the database").await?;
     apply(&mut attempt, &session, &planned).await?;
     let notes = attempt.notes.clone();
     attempt.commit(APPLIED, &notes).await
@@ -171,6 +172,18 @@ async fn attributes(
             sql!("comment on database {} is {}", name, Literal(comment)),
             false,
         );
+    }
+    if !filter.leaves_out(Kind::SecurityLabels) {
+        let labels = sql!(
+            "select l.provider, l.label from pg_shseclabel l join pg_database d on d.oid = l.objoid
+             where l.classoid = 'pg_database'::regclass and d.datname = current_database()"
+        );
+        for row in source.query(&labels, &[]).await.map_err(Error::server(READ))? {
+            let (provider, label) = (Ident(row.get(0)), Literal(row.get(1)));
+            let statement =
+                sql!("security label for {} on database {} is {}", provider, name, label);
+            plan("security label of the database", statement, false);
+        }
     }
     if !filter.leaves_out(Kind::Owners) {
         let owner: String = row.get(0);

@@ -250,7 +250,10 @@ async fn waiting_for(session: &Session, name: &str) -> Result<Option<String>> {
 /// Whether pg_dump may succeed when it is tried again.
 fn class_of(messages: &str, killed: bool) -> ErrorClass {
     /// libpq's and the server's words for what passes (pg_dump prints no SQLSTATE).
-    const PASSING: [&str; 10] = [
+    const PASSING: [&str; 12] = [
+        // The snapshot is gone, 13 to 16 and 17: the next attempt has another.
+        "invalid snapshot identifier",
+        "ERROR:  snapshot \"",
         // How pg_dump keeps --lock-wait-timeout.
         "statement timeout",
         "lock timeout",

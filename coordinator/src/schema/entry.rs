@@ -59,6 +59,9 @@ pub enum Section {
 pub struct Entry {
     /// Dump id: unique in the archive; `depends_on` refers to it.
     pub id: u32,
+    /// Place in the whole archive, from 0: marks on the target speak of it, so that a filter
+    /// that was narrowed since does not shift them.
+    pub place: usize,
     /// OID of the catalog on the source, 0 for comments, grants and the like.
     pub class_oid: u32,
     /// OID of the object on the source.
@@ -193,6 +196,7 @@ impl Staging {
 pub(super) fn sample(id: u32, kind: &str, tag: &str, depends_on: &[u32]) -> Entry {
     Entry {
         id,
+        place: id as usize,
         class_oid: 1259,
         oid: 16_000 + id,
         kind: kind.to_owned(),

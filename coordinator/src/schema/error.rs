@@ -26,6 +26,8 @@ pub enum Error {
     Archive(String),
     #[error("stage {stage} was begun with another archive of the schema")]
     OtherArchive { stage: Stage },
+    #[error("stage {stage} has passed over objects that the filter now takes in")]
+    FilterWidened { stage: Stage },
     #[error("{count} objects were refused by the target{}", if *.complete { "" } else { ", and there may be more" })]
     Refused { refused: Vec<Refused>, count: usize, complete: bool },
     #[error("a newer epoch acts on this migration")]
@@ -86,6 +88,7 @@ impl Classify for Error {
             | Self::ArchiveMissing(_)
             | Self::Archive(_)
             | Self::OtherArchive { .. }
+            | Self::FilterWidened { .. }
             | Self::Refused { .. } => ErrorClass::Definite,
             Self::Client { class, .. } => *class,
             Self::Waited { .. } | Self::File { .. } => ErrorClass::Transient,
@@ -104,6 +107,7 @@ impl Classify for Error {
             Self::ArchiveMissing(_) => "SCHEMA_ARCHIVE_MISSING",
             Self::Archive(_) => "SCHEMA_ARCHIVE_UNREADABLE",
             Self::OtherArchive { .. } => "SCHEMA_ARCHIVE_CHANGED",
+            Self::FilterWidened { .. } => "SCHEMA_FILTER_WIDENED",
             Self::Refused { .. } => "SCHEMA_REFUSED",
             Self::Fenced => "FENCED",
             Self::LargeObject { .. } => "LARGE_OBJECT",
@@ -140,6 +144,9 @@ impl Classify for Error {
                 "Bring the migration's directory back, or abort and begin again with an empty \
                  target."
                     .to_owned()
+            }
+            Self::FilterWidened { .. } => {
+                "Narrow the filter again, or abort and begin again with an empty target.".to_owned()
             }
             Self::Refused { refused, .. } => hint_of(refused),
             Self::Filter(report) => report.hint.clone(),

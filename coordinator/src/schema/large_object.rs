@@ -17,6 +17,7 @@ use crate::migration::context::Context;
 use content::{Attributes, Page};
 use pg::{Session, sql, sql::Literal};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 const COPIED: &str = "schema/large_objects";
 const SYNCED: &str = "schema/large_objects_synced";
@@ -28,7 +29,20 @@ const WRITE: &str = "write large objects of the target";
 struct Progress {
     last: u32,
     finished: bool,
-    notes: NotMoved,
+    /// What was refused, and of how many objects.
+    notes: BTreeMap<String, u64>,
+}
+
+impl Progress {
+    fn note(&mut self, notes: NotMoved) {
+        for note in notes {
+            *self.notes.entry(note).or_default() += 1;
+        }
+    }
+
+    fn told(&self) -> NotMoved {
+        self.notes.iter().map(|(note, count)| format!("{note} ({count} objects)")).collect()
+    }
 }
 
 /// Copies every large object as `snapshot` sees it.
@@ -37,9 +51,8 @@ pub(super) async fn copy(context: &Context, filter: &Filter, snapshot: &str) -> 
         return Ok(vec!["large objects: left out".to_owned()]);
     }
     let target = step::target_session(context, "large-objects").await?;
-    let mut progress = step::read::<Progress>(&target, COPIED).await?.unwrap_or_default();
-    if progress.finished {
-        return Ok(progress.notes);
+    if let Some(done) = step::read::<Progress>(&target, COPIED).await?.filter(|p| p.finished) {
+        return Ok(done.told());
     }
     let source = step::source_session(context, "large-objects").await?;
     let begin = sql!(
@@ -47,19 +60,22 @@ pub(super) async fn copy(context: &Context, filter: &Filter, snapshot: &str) -> 
         Literal(snapshot)
     );
     source.batch(&begin).await.map_err(Error::server(READ))?;
-    while !progress.finished {
-        let page = Page::after(&source, progress.last).await.map_err(Error::server(READ))?;
+    loop {
         let mut attempt = Attempt::begin(&target, context.epoch, WRITE).await?;
+        let mut progress = step::claim::<Progress>(&target, COPIED).await?.unwrap_or_default();
+        let page = Page::after(&source, progress.last).await.map_err(Error::server(READ))?;
         for object in &page.objects {
             create(&source, &target, object.oid).await?;
             attributes(&mut attempt, object, filter).await?;
         }
         progress.finished = page.is_last;
         progress.last = page.last.unwrap_or(progress.last);
-        progress.notes.append(&mut content::summed(std::mem::take(&mut attempt.notes)));
+        progress.note(std::mem::take(&mut attempt.notes));
         attempt.commit(COPIED, &progress).await?;
+        if progress.finished {
+            return Ok(progress.told());
+        }
     }
-    Ok(progress.notes)
 }
 
 /// Makes the target's large objects those of the source as they are now. Meant for when nobody
@@ -104,10 +120,10 @@ pub(super) async fn sync(context: &Context, filter: &Filter) -> Result<NotMoved>
         }
         progress.finished = wanted.is_last;
         progress.last = upto;
-        progress.notes.append(&mut content::summed(std::mem::take(&mut attempt.notes)));
+        progress.note(std::mem::take(&mut attempt.notes));
         attempt.commit(SYNCED, &progress).await?;
     }
-    Ok(progress.notes)
+    Ok(progress.told())
 }
 
 async fn unlink(target: &Session, oid: u32) -> Result<()> {

@@ -26,10 +26,19 @@ const BATCH: usize = 200;
 /// How far a stage got; `skein.step.detail` of `schema/STAGE`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Progress {
+    /// Pieces of entries that are done.
     done: usize,
+    /// Pieces done of the entry behind them, where it has several.
+    #[serde(default)]
+    within: usize,
     of: usize,
+    /// Place of the last entry that is done.
+    last: Option<usize>,
+    /// Digest of the archive.
     archive: String,
 }
+
+const MAKE: &str = "make objects on the target";
 
 /// One statement or several that are made together, and refused together.
 #[derive(Clone, Debug)]
@@ -53,26 +62,75 @@ impl Restore<'_> {
     /// [`Error::Refused`] with every object that the target did not take.
     pub(super) async fn run(&self, session: &Session) -> Result<()> {
         let pieces = finish::pieces(self.archive, self.stage, self.context.target_version);
-        let batch = match self.stage {
+        loop {
+            let failed = match self.batch(session, &pieces).await {
+                Ok(Batch::Finished) => return Ok(()),
+                Ok(Batch::Done) => continue,
+                Ok(Batch::Refused { start }) => self.refused(session, &pieces[start..]).await?,
+                Err(error) => error,
+            };
+            if !session.is_closed() {
+                session.batch(&sql!("rollback")).await.map_err(Error::server(MAKE))?;
+            }
+            return Err(failed);
+        }
+    }
+
+    /// The next batch, in one transaction with its mark.
+    async fn batch(&self, session: &Session, pieces: &[Piece<'_>]) -> Result<Batch> {
+        let size = match self.stage {
             // A validation or a refresh takes as long as its table is large.
             Stage::AfterOpen | Stage::Refresh => 1,
             Stage::PreData | Stage::Build | Stage::AfterBuild | Stage::Cutover => BATCH,
         };
-        let mut done = self.done(session, pieces.len()).await?;
-        while done < pieces.len() {
-            let end = (done + batch).min(pieces.len());
-            let mut statements = joined(&pieces[done..end]);
-            statements.push(step::mark(&self.step(), &self.progress(end, pieces.len())));
-            match target::fenced(session, self.context.epoch, &statements).await {
-                Ok(true) => done = end,
-                Ok(false) => return Err(Error::Fenced),
-                Err(error) if error.is_transient() => {
-                    return Err(Error::server("make objects on the target")(error));
-                }
-                Err(_) => return Err(self.refused(session, &pieces[done..]).await?),
+        session.batch(&sql!("begin")).await.map_err(Error::server(MAKE))?;
+        let fence = session.query_opt(&target::fence(self.context.epoch), &[]).await;
+        if fence.map_err(Error::server(MAKE))?.is_none() {
+            return Err(Error::Fenced);
+        }
+        let progress = step::claim::<Progress>(session, &self.step()).await?;
+        let start = self.start(progress, pieces)?;
+        let end = (start + size).min(pieces.len());
+        let mut statements = joined(&pieces[start..end]);
+        statements.push(step::mark(&self.step(), &self.progress(pieces, end)));
+        match session.batch(&statements).await {
+            Ok(()) => session.batch(&sql!("commit")).await.map_err(Error::server(MAKE))?,
+            Err(error) if error.is_transient() => return Err(Error::server(MAKE)(error)),
+            Err(_) => {
+                session.batch(&sql!("rollback")).await.map_err(Error::server(MAKE))?;
+                return Ok(Batch::Refused { start });
             }
         }
-        Ok(())
+        Ok(if end == pieces.len() { Batch::Finished } else { Batch::Done })
+    }
+
+    /// The first piece that is not done.
+    fn start(&self, progress: Option<Progress>, pieces: &[Piece<'_>]) -> Result<usize> {
+        let Some(progress) = progress else { return Ok(0) };
+        if progress.archive != self.archive.digest {
+            return Err(Error::OtherArchive { stage: self.stage });
+        }
+        let start = pieces.partition_point(|piece| Some(piece.entry.place) <= progress.last);
+        if start > progress.done {
+            return Err(Error::FilterWidened { stage: self.stage });
+        }
+        Ok((start + progress.within).min(pieces.len()))
+    }
+
+    /// How far it is when the pieces before `end` are done.
+    fn progress(&self, pieces: &[Piece<'_>], end: usize) -> Progress {
+        let place = |at: usize| pieces.get(at).map(|piece| piece.entry.place);
+        let mut done = end;
+        while done > 0 && place(done - 1) == place(done) {
+            done -= 1;
+        }
+        Progress {
+            done,
+            within: end - done,
+            of: pieces.len(),
+            last: done.checked_sub(1).and_then(place),
+            archive: self.archive.digest.clone(),
+        }
     }
 
     /// Tries every stage from this one on, on empty tables, and takes it back.
@@ -145,20 +203,17 @@ impl Restore<'_> {
     fn step(&self) -> String {
         format!("schema/{}", self.stage)
     }
+}
 
-    fn progress(&self, done: usize, of: usize) -> Progress {
-        Progress { done, of, archive: self.archive.digest.clone() }
-    }
-
-    async fn done(&self, session: &Session, of: usize) -> Result<usize> {
-        let Some(progress) = step::read::<Progress>(session, &self.step()).await? else {
-            return Ok(0);
-        };
-        if progress.archive != self.archive.digest || (progress.of != of && progress.done > 0) {
-            return Err(Error::OtherArchive { stage: self.stage });
-        }
-        Ok(progress.done)
-    }
+/// What became of a batch.
+enum Batch {
+    Done,
+    /// It was the last.
+    Finished,
+    /// Rolled back; the pieces from `start` on are to be tried one by one.
+    Refused {
+        start: usize,
+    },
 }
 
 /// The session is gone, not the statement.

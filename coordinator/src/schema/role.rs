@@ -35,6 +35,8 @@ struct Role {
     privileged: Vec<&'static str>,
     password: Option<String>,
     comment: Option<String>,
+    /// `(provider, label)`.
+    labels: Vec<(String, String)>,
     settings: Vec<String>,
 }
 
@@ -50,8 +52,12 @@ pub(super) async fn restore(context: &Context, filter: &Filter) -> Result<NotMov
     let source = step::source_session(context, "roles").await?;
     let (roles, mut notes) = read(&source).await?;
     let memberships = memberships(&source, context.target_version).await?;
-    let present = names(&session).await?;
     let mut attempt = Attempt::begin(&session, context.epoch, "make roles on the target").await?;
+    if let Some(notes) = step::claim::<NotMoved>(&session, MARK).await? {
+        attempt.undo().await?;
+        return Ok(notes);
+    }
+    let present = names(&session).await?;
     let mut made = HashSet::new();
     for role in roles.iter().filter(|role| !present.contains(&role.name)) {
         if make(&mut attempt, role, filter).await? {
@@ -95,6 +101,12 @@ async fn make(attempt: &mut Attempt<'_>, role: &Role, filter: &Filter) -> Result
         let statement = sql!("comment on role {} is {}", name, Literal(comment));
         attempt.attempt(&format!("{what}, comment"), &statement).await?;
     }
+    for (provider, label) in role.labels.iter().filter(|_| !filter.leaves_out(Kind::SecurityLabels))
+    {
+        let statement =
+            sql!("security label for {} on role {} is {}", Ident(provider), name, Literal(label));
+        attempt.attempt(&format!("{what}, security label"), &statement).await?;
+    }
     for config in &role.settings {
         if let Some((assignment, parameter)) = setting::assignment(config) {
             let statement = sql!("alter role {} set {}", name, assignment);
@@ -126,6 +138,14 @@ async fn read(source: &Session) -> Result<(Vec<Role>, NotMoved)> {
         .map_err(server())?
     {
         settings.insert(row.get(0), row.get(1));
+    }
+    let mut labels: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+    let stored = sql!(
+        "select r.rolname, l.provider, l.label from pg_shseclabel l
+         join pg_roles r on r.oid = l.objoid where l.classoid = 'pg_authid'::regclass"
+    );
+    for row in source.query(&stored, &[]).await.map_err(server())? {
+        labels.entry(row.get(0)).or_default().push((row.get(1), row.get(2)));
     }
     let readable = source
         .query_one(&sql!("select has_table_privilege('pg_catalog.pg_authid', 'select')"), &[])
@@ -179,6 +199,7 @@ async fn read(source: &Session) -> Result<(Vec<Role>, NotMoved)> {
             privileged: attributes.iter().filter(|(at, _)| row.get(*at)).map(|(_, a)| *a).collect(),
             password: passwords.remove(&name),
             comment: row.get(10),
+            labels: labels.remove(&name).unwrap_or_default(),
             settings: settings.remove(&name).unwrap_or_default(),
             name,
         }

@@ -25,9 +25,36 @@ pub(super) async fn read<D: DeserializeOwned>(session: &Session, step: &str) -> 
         .query_opt(&sql!("select detail::text from skein.step where step = $1"), &[&step])
         .await
         .map_err(Error::server("read what was done on the target"))?;
-    let Some(row) = row else { return Ok(None) };
-    let detail: Option<String> = row.get(0);
-    serde_json::from_str(detail.as_deref().unwrap_or("null"))
+    row.map_or(Ok(None), |row| parse(step, row.get(0)))
+}
+
+/// What a mark says, taken for this transaction: a forerunner whose connection broke during
+/// COMMIT has either committed by now, and is seen, or will not.
+///
+/// # Errors
+/// As [`read`].
+pub(super) async fn claim<D: DeserializeOwned>(session: &Session, step: &str) -> Result<Option<D>> {
+    let server = || Error::server("take a step of the target");
+    session
+        .execute(
+            &sql!("insert into skein.step (step) values ($1) on conflict (step) do nothing"),
+            &[&step],
+        )
+        .await
+        .map_err(server())?;
+    let row = session
+        .query_one(
+            &sql!("select detail::text from skein.step where step = $1 for update"),
+            &[&step],
+        )
+        .await
+        .map_err(server())?;
+    parse(step, row.get(0))
+}
+
+fn parse<D: DeserializeOwned>(step: &str, detail: Option<String>) -> Result<Option<D>> {
+    let Some(detail) = detail else { return Ok(None) };
+    serde_json::from_str(&detail)
         .map(Some)
         .map_err(|_| Error::Archive(format!("mark of step {step} in schema skein")))
 }

@@ -90,6 +90,36 @@ async fn an_object_left_out_is_said_with_what_needs_it() {
 }
 
 #[tokio::test]
+async fn a_filter_may_be_narrowed_between_two_runs_but_not_widened() {
+    let source = "create function f() returns int language sql as 'select 1';
+        create table t (id int primary key, a int default f()); create function a() returns int
+        language sql as 'select 1'; create index i on t (f(), id)";
+    let source = source.replace("int language", "int immutable language");
+    let mut pair = pair(&source, Filter::default()).await;
+    pair.target.psql("app", "create materialized view i as select 1").unwrap();
+    let archive = pair.archive().await;
+    // The index is refused when all else stands.
+    pair.schema.restore(Stage::PreData, &archive).await.unwrap_err();
+    let leave_out = |object: &str| {
+        let exclude_objects = vec!["FUNCTION public.a()".to_owned(), object.to_owned()];
+        Some(Filter { exclude_objects, ..Filter::default() })
+    };
+    pair.schema.context.spec.filter = leave_out("INDEX public.i");
+    let (archive, _) = pair.schema.archive().await.unwrap();
+    pair.schema.restore(Stage::PreData, &archive).await.unwrap();
+
+    let other = super::fixture::pair(&source, Filter::default()).await;
+    let mut schema = other.schema.clone();
+    schema.dump(&other.snapshot, 1).await.unwrap();
+    schema.context.spec.filter = leave_out("INDEX public.i");
+    let (narrow, _) = schema.archive().await.unwrap();
+    schema.restore(Stage::PreData, &narrow).await.unwrap();
+    let (wide, _) = other.schema.archive().await.unwrap();
+    let error = schema.restore(Stage::PreData, &wide).await.unwrap_err();
+    assert_eq!(error.reason(), "SCHEMA_FILTER_WIDENED");
+}
+
+#[tokio::test]
 async fn a_newer_epoch_stops_the_restore() {
     let pair = pair("create table t (id int primary key)", Filter::default()).await;
     let archive = pair.archive().await;

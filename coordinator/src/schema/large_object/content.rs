@@ -176,12 +176,3 @@ pub(super) async fn digests(session: &Session, oids: &[u32]) -> Result<HashMap<u
         .await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
-
-/// Equal notes once, with their number.
-pub(super) fn summed(notes: Vec<String>) -> Vec<String> {
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    for note in notes {
-        *counts.entry(note).or_default() += 1;
-    }
-    counts.into_iter().map(|(note, count)| format!("{note} ({count} objects)")).collect()
-}
