@@ -35,7 +35,7 @@ pub use beside::LeafKey;
 pub use build::{BuildPlan, build_tasks, refresh_tasks};
 pub use dump::Dumped;
 pub use entry::{Entry, Stage};
-pub use error::{Error, Refused, Result};
+pub use error::{Error, Refused, Result, SNAPSHOT_OUTDATED};
 pub use extension::{ConfigTable, extension_config_tables};
 pub use identity::OriginalIdentity;
 
@@ -193,6 +193,10 @@ impl Schema {
             }
         }
         let mut not_moved = NotMoved::new();
+        if stage == Stage::PreData {
+            let source = step::source_session(&self.context, "public").await?;
+            not_moved.extend(beside::public_create(&source, &session).await?);
+        }
         if stage == Stage::Cutover {
             for entry in archive.entries.iter().filter(|entry| entry.kind == "SUBSCRIPTION") {
                 not_moved.push(format!(

@@ -19,7 +19,9 @@ use crate::{
     filter::Filter,
     plan::{Leaf, Task},
     replay::spool::{Spool, SpoolIdentity},
-    schema::{Schema, Stage, build_tasks, extension_config_tables, refresh_tasks},
+    schema::{
+        SNAPSHOT_OUTDATED, Schema, Stage, build_tasks, extension_config_tables, refresh_tasks,
+    },
     source::{
         catalog,
         identity::{self, Choices, Decision, Originals, Publish},
@@ -34,6 +36,9 @@ use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 /// How long the tables' locks for REPLICA IDENTITY may take altogether.
 const IDENTITY_DEADLINE: Duration = Duration::from_secs(600);
+
+/// Snapshots taken in a row for one schema, where a table is dropped under each.
+const SNAPSHOTS_FOR_SCHEMA: u32 = 5;
 
 /// Bytes the spool may hold when the spec says nothing.
 const DEFAULT_SPOOL_BYTES: u64 = 64 << 30;
@@ -52,8 +57,15 @@ impl Flow {
             self.open_stream(&context).await?;
         }
         self.ensure_receiving(&context).await?;
-        let snapshot = self.ensure_snapshot(&context).await?;
-        self.restore_schema(&context, &snapshot).await?;
+        let mut snapshot = self.ensure_snapshot(&context).await?;
+        let mut again = SNAPSHOTS_FOR_SCHEMA;
+        while let Err(report) = self.restore_schema(&context, &snapshot).await {
+            again -= 1;
+            if report.reason != SNAPSHOT_OUTDATED || again == 0 {
+                return Err(report);
+            }
+            snapshot = self.next_snapshot(&context, &[snapshot.epoch]).await?;
+        }
         self.plan(&context, &session, &snapshot).await?;
         let stream = self.record().stream.clone();
         let consistent_point =

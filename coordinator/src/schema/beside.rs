@@ -71,3 +71,29 @@ pub(super) async fn odd_names(source: &Session) -> Result<Vec<(u32, TableName)>>
     };
     Ok(rows.iter().map(name).collect())
 }
+
+/// PostgreSQL 15 took CREATE on schema public from PUBLIC; pg_dump does not carry a server's own
+/// defaults over.
+pub(super) async fn public_create(source: &Session, target: &Session) -> Result<Option<String>> {
+    let granted = async |session: &Session| {
+        let row = session
+            .query_one(
+                &sql!(
+                    "select exists (select from pg_namespace n,
+                       aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
+                     where n.nspname = 'public' and a.grantee = 0
+                       and a.privilege_type = 'CREATE')"
+                ),
+                &[],
+            )
+            .await
+            .map_err(Error::server("read the grants on schema public"))?;
+        Ok::<bool, Error>(row.get(0))
+    };
+    let lost = granted(source).await? && !granted(target).await?;
+    Ok(lost.then(|| {
+        "CREATE on schema public for PUBLIC, which 15 and later do not give by default; where it \
+         is used: grant create on schema public to public;"
+            .to_owned()
+    }))
+}

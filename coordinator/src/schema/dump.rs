@@ -225,6 +225,9 @@ async fn watched(
     if status.success() {
         return Ok(messages);
     }
+    if is_outdated(&messages) {
+        return Err(Error::SnapshotOutdated { message: errors(&messages) });
+    }
     let class = class_of(&messages, status.code().is_none());
     Err(Error::Client { program: "pg_dump", message: errors(&messages), class })
 }
@@ -245,6 +248,13 @@ async fn waiting_for(session: &Session, name: &str) -> Result<Option<String>> {
         .await
         .map_err(Error::server("look for sessions that wait for the schema dump"))?;
     Ok(row.map(|row| row.get(0)))
+}
+
+/// pg_dump reads the catalogs under the snapshot, and locks what is there now.
+fn is_outdated(messages: &str) -> bool {
+    (messages.contains("does not exist") && messages.contains("Query was: LOCK TABLE"))
+        || messages.contains("could not open relation with OID")
+        || messages.contains("cache lookup failed for")
 }
 
 /// Whether pg_dump may succeed when it is tried again.

@@ -4,6 +4,9 @@ use super::entry::Stage;
 use proto::status::{Classify, ErrorClass};
 use std::{fmt, io, path::PathBuf};
 
+/// Reason of [`Error::SnapshotOutdated`]: the cure is a new snapshot.
+pub const SNAPSHOT_OUTDATED: &str = "SNAPSHOT_OUTDATED";
+
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a part of the schema could not be moved.
@@ -18,6 +21,9 @@ pub enum Error {
     Client { program: &'static str, message: String, class: ErrorClass },
     #[error("a session of the source waited for the schema dump: {waiting}")]
     Waited { waiting: String },
+    /// A relation that the snapshot shows was dropped since: no dump under it can succeed.
+    #[error("the source's schema changed since the snapshot: {message}")]
+    SnapshotOutdated { message: String },
     #[error("could not read or write {}", .path.display())]
     File { path: PathBuf, source: io::Error },
     #[error("the archive of the schema is gone: {}", .0.display())]
@@ -85,6 +91,7 @@ impl Classify for Error {
         match self {
             Self::ClientMissing { .. }
             | Self::Run { .. }
+            | Self::SnapshotOutdated { .. }
             | Self::ArchiveMissing(_)
             | Self::Archive(_)
             | Self::OtherArchive { .. }
@@ -103,6 +110,7 @@ impl Classify for Error {
             Self::ClientMissing { .. } | Self::Run { .. } => "CLIENT_PROGRAM_MISSING",
             Self::Client { .. } => "SCHEMA_DUMP_FAILED",
             Self::Waited { .. } => "SCHEMA_DUMP_WAITED_FOR",
+            Self::SnapshotOutdated { .. } => SNAPSHOT_OUTDATED,
             Self::File { .. } => "SCHEMA_FILE",
             Self::ArchiveMissing(_) => "SCHEMA_ARCHIVE_MISSING",
             Self::Archive(_) => "SCHEMA_ARCHIVE_UNREADABLE",
@@ -139,6 +147,10 @@ impl Classify for Error {
             }
             Self::Client { message, .. } if message.contains("permission denied") => {
                 "Grant the role of the source SELECT on it, or leave it out.".to_owned()
+            }
+            Self::SnapshotOutdated { .. } => {
+                "Resume when no tables are being dropped: each attempt takes a new snapshot."
+                    .to_owned()
             }
             Self::ArchiveMissing(_) | Self::OtherArchive { .. } => {
                 "Bring the migration's directory back, or abort and begin again with an empty \

@@ -125,28 +125,8 @@ async fn names(session: &Session) -> Result<HashSet<String>> {
 /// The roles, but for the server's own; and whether passwords were readable.
 async fn read(source: &Session) -> Result<(Vec<Role>, NotMoved)> {
     let server = || Error::server(READ);
-    let mut settings: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for row in source
-        .query(
-            &sql!(
-                "select r.rolname, s.setconfig from pg_db_role_setting s
-                 join pg_roles r on r.oid = s.setrole where s.setdatabase = 0"
-            ),
-            &[],
-        )
-        .await
-        .map_err(server())?
-    {
-        settings.insert(row.get(0), row.get(1));
-    }
-    let mut labels: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
-    let stored = sql!(
-        "select r.rolname, l.provider, l.label from pg_shseclabel l
-         join pg_roles r on r.oid = l.objoid where l.classoid = 'pg_authid'::regclass"
-    );
-    for row in source.query(&stored, &[]).await.map_err(server())? {
-        labels.entry(row.get(0)).or_default().push((row.get(1), row.get(2)));
-    }
+    let mut settings = settings(source).await?;
+    let mut labels = labels(source).await?;
     let readable = source
         .query_one(&sql!("select has_table_privilege('pg_catalog.pg_authid', 'select')"), &[])
         .await
@@ -205,6 +185,40 @@ async fn read(source: &Session) -> Result<(Vec<Role>, NotMoved)> {
         }
     });
     Ok((roles.collect(), notes))
+}
+
+/// Settings of roles in every database, by role.
+async fn settings(source: &Session) -> Result<BTreeMap<String, Vec<String>>> {
+    let rows = source
+        .query(
+            &sql!(
+                "select r.rolname, s.setconfig from pg_db_role_setting s
+                 join pg_roles r on r.oid = s.setrole where s.setdatabase = 0"
+            ),
+            &[],
+        )
+        .await
+        .map_err(Error::server(READ))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Security labels of roles: `(provider, label)` by role.
+async fn labels(source: &Session) -> Result<BTreeMap<String, Vec<(String, String)>>> {
+    let rows = source
+        .query(
+            &sql!(
+                "select r.rolname, l.provider, l.label from pg_shseclabel l
+                 join pg_roles r on r.oid = l.objoid where l.classoid = 'pg_authid'::regclass"
+            ),
+            &[],
+        )
+        .await
+        .map_err(Error::server(READ))?;
+    let mut labels: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+    for row in rows {
+        labels.entry(row.get(0)).or_default().push((row.get(1), row.get(2)));
+    }
+    Ok(labels)
 }
 
 /// Grants of roles to roles, with the member.

@@ -260,3 +260,38 @@ async fn nobody_queues_behind_the_dump_for_long() {
     assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
     assert_eq!(error.class(), proto::status::ErrorClass::Transient, "{error:?}");
 }
+
+#[tokio::test]
+async fn a_table_dropped_since_the_snapshot_asks_for_a_new_one() {
+    let pair =
+        pair("create table t (id int primary key); create table u (a int)", Filter::default())
+            .await;
+    pair.source.psql("app", "drop table u").unwrap();
+    let error = pair.schema.dump(&pair.snapshot, 1).await.unwrap_err();
+    assert_eq!(error.reason(), "SNAPSHOT_OUTDATED", "{error:?}");
+    let error = pair.schema.dump("00000009-0000001B-1", 1).await.unwrap_err();
+    assert_eq!(error.class(), proto::status::ErrorClass::Transient, "{error:?}");
+    let holder = pair.schema.context.source_session("holder", 1).await.unwrap();
+    holder.batch(&sql!("begin isolation level repeatable read read only")).await.unwrap();
+    let row = holder.query_one(&sql!("select pg_export_snapshot()"), &[]).await.unwrap();
+    pair.schema.dump(row.get(0), 2).await.unwrap();
+    // The archive is kept for its snapshot, and made anew for another.
+    assert_eq!(pair.schema.dump("gone", 2).await.unwrap().snapshot_epoch, 2);
+    assert!(pair.schema.dump("gone", 3).await.is_err());
+}
+
+#[tokio::test]
+async fn a_forerunner_that_was_committing_is_waited_for() {
+    let pair = pair("create role someone", Filter::default()).await;
+    let forerunner = pair.schema.context.target_session("forerunner", 0).await.unwrap();
+    let mark = "begin; insert into skein.step (step, detail) values ('schema/roles', '[\"said\"]')";
+    forerunner.batch(&pg::Sql::trusted(mark)).await.unwrap();
+    let commits = async {
+        until("a restore that waits", async || waits(&pair) == 1).await;
+        forerunner.batch(&sql!("commit")).await.unwrap();
+    };
+    let (notes, ()) = tokio::join!(pair.schema.roles(), commits);
+    assert_eq!(notes.unwrap(), ["said"]);
+    let made = "select count(*) from pg_roles where rolname = 'someone'";
+    assert_eq!(pair.on_target(made), "0");
+}
