@@ -3,6 +3,8 @@
 //! `cfg(test)` on each module lets its helper functions unwrap, too (clippy.toml).
 
 #[cfg(test)]
+mod cutover;
+#[cfg(test)]
 mod identity;
 #[cfg(test)]
 mod plan_file;

@@ -107,10 +107,11 @@ pub fn lift_sql(database: &str, before: &Before) -> String {
     if !before.fence {
         return String::new();
     }
-    let mut text: String = lift_statements(database, before)
-        .iter()
-        .map(|statement| format!("{};\n", statement.as_str()))
-        .collect();
+    // A new session is read-only like every other.
+    let mut text = "set default_transaction_read_only = off;\n".to_owned();
+    for statement in lift_statements(database, before) {
+        text.push_str(&format!("{};\n", statement.as_str()));
+    }
     // Sessions that began while it stood keep its setting.
     text.push_str(
         sql!(
@@ -253,15 +254,16 @@ mod tests {
         let text = lift_sql("My db", &before);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
-            lines[..4],
+            lines[..5],
             [
+                "set default_transaction_read_only = off;",
                 "alter database \"My db\" reset default_transaction_read_only;",
                 "alter role \"a\"\"b\" in database \"My db\" set default_transaction_read_only = 'off';",
                 "alter role \"c\" in database \"My db\" reset default_transaction_read_only;",
                 "alter subscription \"Sub\" enable;",
             ]
         );
-        assert!(lines[4].starts_with("select pg_terminate_backend"));
+        assert!(lines[5].starts_with("select pg_terminate_backend"));
         assert_eq!(lift_sql("x", &Before { fence: false, ..before }), "");
     }
 }

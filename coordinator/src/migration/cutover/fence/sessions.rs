@@ -8,6 +8,10 @@ use tokio::time::Instant;
 /// Pause between two looks: a session that was told to end is gone in some milliseconds.
 const POLL: Duration = Duration::from_millis(50);
 
+/// How long a session that we may not end may take to end by itself: a short one of a superuser
+/// (a monitoring program's) is no reason to give up.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Ends the sessions of this database that began before now, and those that are writing, until
 /// none is left. Ours (`skein/NAME/...`) stay: they write nothing on the source.
 ///
@@ -27,6 +31,7 @@ pub async fn end_sessions(source: &Session, name: &str, deadline: Instant) -> Re
         .get(0);
     let mut starting = starting(source).await.map_err(failed())?;
     let ours = format!("skein/{name}/");
+    let mut permitted_at = Instant::now();
     loop {
         if !starting.is_empty() {
             let now = self::starting(source).await.map_err(failed())?;
@@ -41,22 +46,27 @@ pub async fn end_sessions(source: &Session, name: &str, deadline: Instant) -> Re
             sessions.extend(starting.into_iter().map(|one| format!("{one}, starting")));
             return Err(Error::SessionsRemain { sessions });
         }
+        let mut missing = Vec::new();
         for (pid, text) in others {
-            end(source, pid, text).await?;
+            missing.extend(end(source, pid, text).await?);
+        }
+        if missing.is_empty() {
+            permitted_at = Instant::now();
+        } else if permitted_at.elapsed() > PATIENCE {
+            return Err(Error::NotPermitted { missing });
         }
         tokio::time::sleep(POLL).await;
     }
 }
 
-async fn end(source: &Session, pid: i32, text: String) -> Result<(), Error> {
+/// Tells a session to end; what is missing where we may not.
+async fn end(source: &Session, pid: i32, text: String) -> Result<Option<Missing>, Error> {
     match source.query(&sql!("select pg_terminate_backend($1)"), &[&pid]).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.sqlstate() == Some("42501") => Err(Error::NotPermitted {
-            missing: vec![Missing {
-                what: format!("end session {text}"),
-                statement: format!("select pg_terminate_backend({pid});"),
-            }],
-        }),
+        Ok(_) => Ok(None),
+        Err(error) if error.sqlstate() == Some("42501") => Ok(Some(Missing {
+            what: format!("end session {text}"),
+            statement: format!("select pg_terminate_backend({pid});"),
+        })),
         Err(error) => Err(Error::source("the sessions")(error)),
     }
 }
