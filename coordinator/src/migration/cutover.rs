@@ -289,6 +289,37 @@ impl<'a, P: Parts> Cutover<'a, P> {
     }
 }
 
+/// How a person lifts the fence that stands, or is about to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiftByHand {
+    pub sql: String,
+    /// Until whoever leads lifts it.
+    pub remaining: Duration,
+}
+
+/// What lifts the fence by hand: from what was written down, where it was; from the source as
+/// it is, before an attempt begins with `timeout`.
+///
+/// # Errors
+/// When a server cannot be read.
+pub async fn lift_by_hand(
+    source: &Session,
+    target: &Session,
+    context: &Context,
+    timeout: Duration,
+) -> Result<LiftByHand, Error> {
+    let now = attempt::read(target).await?;
+    let (before, remaining) = match now.state {
+        State::Fenced | State::Lifting => {
+            (attempt::before(target, now.number).await?.0, now.remaining)
+        }
+        State::None | State::Lifted | State::Opened => {
+            (fence::read_before(source, true).await?, timeout)
+        }
+    };
+    Ok(LiftByHand { sql: fence::lift_sql(context.source.database(), &before), remaining })
+}
+
 /// What lifting found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifted {

@@ -72,7 +72,9 @@ impl Parts for Ours {
         self.end_position.send_replace(Some(end_position));
         loop {
             let status = self.replay.borrow_and_update().clone();
-            if status.drained {
+            // Drained may be of an attempt before, until replay has seen the new end.
+            let reached = status.applied_lsn.is_some_and(|applied| applied >= end_position);
+            if status.drained && reached {
                 return Ok(());
             }
             let fault = status.fault.filter(|fault| {
@@ -193,10 +195,13 @@ impl Flow {
             return;
         }
         let Ok(source) = fence::session(context).await else { return };
-        let Ok(before) = fence::read_before(&source, fence).await else { return };
-        let deadline = clock::timestamp(clock::now() + u64::from(timeout_s));
-        let sql = fence::lift_sql(context.source.database(), &before);
-        self.shared().set_lift_sql(sql, Some(deadline));
+        let Ok(target) = self.target(context, "lift").await else { return };
+        let timeout = Duration::from_secs(timeout_s.into());
+        let Ok(lift) = cutover::lift_by_hand(&source, &target, context, timeout).await else {
+            return;
+        };
+        let deadline = clock::timestamp(clock::now() + lift.remaining.as_secs());
+        self.shared().set_lift_sql(lift.sql, Some(deadline));
     }
 
     async fn record_outcome(&mut self, attempt: u32, outcome: Outcome) -> Result<Event, Report> {

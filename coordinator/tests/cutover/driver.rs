@@ -114,8 +114,12 @@ async fn a_fence_that_a_person_lifted_is_not_opened_over() {
     };
     first.await;
     assert!(fenced(&world));
-    let (before, _) = attempt::before(&world.target().await, 1).await.unwrap();
-    world.server.psql("src", &fence::lift_sql("src", &before)).unwrap();
+    let (source, target) = (world.source().await, world.target().await);
+    let timeout = Duration::from_secs(5);
+    let by_hand = cutover::lift_by_hand(&source, &target, &world.context, timeout).await.unwrap();
+    assert!(by_hand.remaining > timeout, "the attempt's, not another one's");
+    world.server.psql("src", &by_hand.sql).unwrap();
+    assert!(!fenced(&world));
     let outcome = world.cut_over(request(1), Script::default()).await;
     let Outcome::NotOpened { cause } = outcome else { panic!("{outcome:?}") };
     assert_eq!(cause.reason, "FENCE_LIFTED_BY_HAND");

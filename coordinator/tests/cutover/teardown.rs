@@ -147,7 +147,7 @@ async fn a_cleanup_after_opening_leaves_the_fence_and_says_how_to_undo_it() {
     assert!(notice.contains("alter database \"src\" reset default_transaction_read_only;"));
     assert_eq!(
         left(&world),
-        format!("{OTHERS}").replace(
+        OTHERS.replace(
             "slot skein_m_7",
             "setting {default_transaction_read_only=on}\nslot skein_m_7"
         )
