@@ -149,7 +149,7 @@ fn connection_strings_are_kept_from_everyone_else() {
     let spec = machine.state.get("main").unwrap().spec.unwrap();
     assert_eq!(spec.source, format!("file:{}", secrets.join("main.source").display()));
     let argv = fs::read_to_string(machine.dir().join("argv")).unwrap();
-    assert_eq!(argv, format!("--dir\n{}\n", machine.dir().display()));
+    assert_eq!(argv, format!("--dir\n{}\n--exit-when-idle\n", machine.dir().display()));
     let environ = fs::read_to_string(machine.dir().join("environ")).unwrap();
     assert!(!environ.contains("hunter"), "{environ}");
     assert_eq!(mode(&machine.dir().join("coordinator.log")), 0o600);

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use clap::Parser;
 use rustix::fs::{FlockOperation, flock};
-use std::{fs::File, path::PathBuf, process::ExitCode, time::Duration};
+use std::{fs::File, io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -83,7 +83,7 @@ fn main() -> ExitCode {
 }
 
 fn configure(args: &Args) -> anyhow::Result<Config> {
-    let file = match &args.config {
+    let mut file = match &args.config {
         None => Settings::default(),
         Some(path) => {
             let text = std::fs::read_to_string(path)
@@ -102,13 +102,16 @@ fn configure(args: &Args) -> anyhow::Result<Config> {
 }
 
 fn lock(path: &std::path::Path) -> anyhow::Result<File> {
-    let file = File::options()
+    let mut file = File::options()
         .create(true)
         .append(true)
         .open(path)
         .with_context(|| format!("could not open lock file \"{}\"", path.display()))?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)
         .with_context(|| format!("lock file \"{}\" is held by another process", path.display()))?;
+    // For the supervisor of a later coordinator, which is not our parent.
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())?;
     Ok(file)
 }
 

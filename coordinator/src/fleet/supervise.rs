@@ -4,6 +4,7 @@
 //! copying and snapshot holders go on. The next coordinator sees the lock and leaves it be.
 
 use crate::config::Config;
+use rustix::process::{Pid, Signal, kill_process};
 use std::{path::PathBuf, process::Stdio, time::Duration};
 use tokio::{process::Command, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -13,6 +14,9 @@ const ALREADY_RUNNING: i32 = 75;
 
 /// Pause before a worker that ended is started again.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a worker may take to finish or hand back what it does.
+const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// Keeps `count` worker processes running until `token` is cancelled; they are then asked to
 /// end (SIGTERM) and given a moment.
@@ -66,7 +70,7 @@ impl Process {
         while !token.is_cancelled() {
             if self.is_running() {
                 tokio::select! {
-                    () = token.cancelled() => return,
+                    () = token.cancelled() => return self.end_adopted().await,
                     () = sleep(RESTART_AFTER) => continue,
                 }
             }
@@ -81,6 +85,24 @@ impl Process {
             tokio::select! {
                 () = token.cancelled() => return,
                 () = sleep(RESTART_AFTER) => {}
+            }
+        }
+    }
+
+    /// Asks a worker that is not our child to end, and waits for it.
+    async fn end_adopted(&self) {
+        let pid = || std::fs::read_to_string(self.lock()).ok()?.trim().parse().ok();
+        for (signal, patience) in [(Signal::TERM, END_WITHIN), (Signal::KILL, RESTART_AFTER)] {
+            let Some(pid) = pid().and_then(Pid::from_raw) else { return };
+            if let Err(error) = kill_process(pid, signal) {
+                tracing::debug!(%error, "worker is gone already");
+            }
+            let deadline = tokio::time::Instant::now() + patience;
+            while tokio::time::Instant::now() < deadline {
+                if !self.is_running() {
+                    return;
+                }
+                sleep(Duration::from_millis(50)).await;
             }
         }
     }
@@ -117,12 +139,12 @@ impl Process {
             () = token.cancelled() => {}
         }
         if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok())
-            && let Some(pid) = rustix::process::Pid::from_raw(pid)
-            && let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            && let Some(pid) = Pid::from_raw(pid)
+            && let Err(error) = kill_process(pid, Signal::TERM)
         {
             tracing::debug!(%error, "worker is gone already");
         }
-        if tokio::time::timeout(Duration::from_secs(10), child.wait()).await.is_err() {
+        if tokio::time::timeout(END_WITHIN, child.wait()).await.is_err() {
             child.kill().await?;
         }
         Ok(Some(0))

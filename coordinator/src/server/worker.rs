@@ -88,13 +88,19 @@ impl WorkerService for Workers {
     ) -> Result<Response<v1::LeaseTaskResponse>, Status> {
         let request = request.into_inner();
         let wait = Duration::from_millis(request.wait_ms.into()).min(LONGEST_WAIT);
+        let stopping = self.registry.stopping();
         let asked_at = Instant::now();
         loop {
             let task = self.next_task(&request.worker_id).await?;
             if task.is_some() || asked_at.elapsed() >= wait {
                 return Ok(Response::new(v1::LeaseTaskResponse { task }));
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::select! {
+                () = stopping.cancelled() => {
+                    return Ok(Response::new(v1::LeaseTaskResponse { task: None }));
+                }
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+            }
         }
     }
 
