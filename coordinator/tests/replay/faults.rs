@@ -99,6 +99,9 @@ async fn a_target_that_crashes_in_mid_replay_ends_equal() {
         running.until(|status| status.applied_lsn.is_some()).await;
         // Everything is committed, not everything is flushed.
         shows(&world, &format!("select count(*) = {} from n", (round + 1) * 200)).await;
+        shows(&world, "select count(distinct end_lsn) = 1 from skein.lane").await;
+        // Time to say too much: the watermark looks every 50 ms.
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         let target = world.target_server.as_mut().unwrap();
         target.stop(Stop::Immediate).unwrap();
         let told = running.handle.status.borrow().applied_lsn;

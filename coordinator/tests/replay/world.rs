@@ -33,6 +33,7 @@ pub(crate) struct World {
     pub(crate) target_port: Option<u16>,
     /// Who replay is there; the superuser unless said.
     pub(crate) target_role: Option<String>,
+    last_end: std::cell::Cell<PgLsn>,
     dir: tempfile::TempDir,
 }
 
@@ -136,6 +137,7 @@ impl World {
             epoch: 1,
             target_port: None,
             target_role: None,
+            last_end: std::cell::Cell::new(start),
             dir,
         };
         world.plan().await;
@@ -208,9 +210,21 @@ impl World {
         let messages: Vec<bytes::Bytes> =
             rows.iter().map(|row| bytes::Bytes::from(row.get::<_, Vec<u8>>(0))).collect();
         let mut items = items(&messages);
+        let ends = items.iter().filter_map(|item| match item {
+            Item::Commit { end_lsn } => Some(*end_lsn),
+            _ => None,
+        });
+        if let Some(last) = ends.max() {
+            self.last_end.set(last);
+        }
         items.push(Item::Position(end));
         self.spool.append(&items).unwrap();
         end
+    }
+
+    /// End of the last transaction that was captured.
+    pub(crate) fn last_end(&self) -> PgLsn {
+        self.last_end.get()
     }
 
     pub(crate) fn context(&self) -> Context {
