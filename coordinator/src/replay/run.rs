@@ -248,9 +248,8 @@ impl Replay {
                     status.last_commit_time_us =
                         status.last_commit_time_us.max(committed.commit_time_us);
                 }
-                if !counted.is_empty() {
-                    status.fault = None;
-                }
+                // The target answers again.
+                status.fault = None;
                 status.drained = is_drained(status, end);
             });
             spool.release(applied_lsn);
