@@ -52,8 +52,16 @@ async fn a_snapshot_survives_its_exporter_and_a_lost_holder() {
     crate::bench::copy_of(&mut task).snapshots = vec![name_one, again];
     bench.coordinator.run(task).await;
     assert_eq!(bench.target.content("public.t").await, "1:\n(1)");
-    // No longer listed: let go.
+    // A coordinator that does not know yet what is to be held lets nothing go.
+    bench.coordinator.state().answer.holds_unknown = true;
     bench.coordinator.state().answer.holds.clear();
+    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+    let held = |state: &crate::coordinator::State| {
+        state.beats.values().map(|beat| beat.holders.len()).sum::<usize>()
+    };
+    assert_eq!(held(&bench.coordinator.state()), 2);
+    // No longer listed: let go.
+    bench.coordinator.state().answer.holds_unknown = false;
     let holders = "select count(*) from pg_stat_activity where application_name like '%/holder/%' \
                    and datname = current_database()";
     bench.source.until(holders, "0").await;
