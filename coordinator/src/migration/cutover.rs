@@ -123,6 +123,20 @@ impl<'a, P: Parts> Cutover<'a, P> {
         }
     }
 
+    /// Lifts what stands of the attempt, since `cause` keeps it from running.
+    ///
+    /// # Errors
+    /// As [`Cutover::run`].
+    pub async fn give_up(mut self, cause: Report) -> Result<Outcome, Error> {
+        let target = self.context.target_session("cutover", 0).await;
+        let target = target.map_err(Error::connect("target"))?;
+        let now = attempt::read(&target).await?;
+        if now.number < self.request.attempt {
+            return Ok(Outcome::NotOpened { cause });
+        }
+        self.lift(&target, &now, cause).await
+    }
+
     async fn pass(&mut self) -> Result<Outcome, Error> {
         let target = self.context.target_session("cutover", 0).await;
         let target = target.map_err(Error::connect("target"))?;
@@ -287,6 +301,20 @@ impl<'a, P: Parts> Cutover<'a, P> {
         let key = (self.request.attempt, self.step);
         open::mark(&ends.target, self.context, key, begun.elapsed().as_secs_f64()).await
     }
+}
+
+/// Takes the fence off once its deadline is over, while nobody runs the attempt (paused, or
+/// stopped at a fault). The attempt stays `lifting`; who runs it next finishes it.
+///
+/// # Errors
+/// As [`lift`].
+pub async fn lift_overdue(context: &Context) -> Result<(), Error> {
+    let target = context.target_session("cutover", 0).await.map_err(Error::connect("target"))?;
+    if attempt::read(&target).await?.is_overdue() {
+        let source = fence::session(context).await.map_err(Error::connect("source"))?;
+        lift(&source, &target, context).await?;
+    }
+    Ok(())
 }
 
 /// How a person lifts the fence that stands, or is about to.

@@ -33,6 +33,9 @@ use std::{
 };
 use tokio::sync::watch;
 
+/// Status of replay, and its end position.
+type Replaying = (watch::Receiver<ReplayStatus>, watch::Sender<Option<PgLsn>>);
+
 /// What replay and schema do within a cutover.
 #[derive(Debug)]
 struct Ours {
@@ -148,31 +151,38 @@ impl Flow {
         timeout_s: u32,
     ) -> Result<Event, Report> {
         let context = self.context().await?;
-        self.ensure_receiving(&context).await?;
-        self.ensure_replaying(&context).await?;
-        self.leases(&context).await?;
         let filter = filter_of(&context)?;
-        let Some(stream) = &self.stream else {
-            return Err(Report::definite("STREAM_ENDED", "stream is not received")
-                .with_class(ErrorClass::Transient));
-        };
-        let Some(replay) = stream.status() else {
-            return Err(Report::definite("REPLAY_ENDED", "replay does not run")
-                .with_class(ErrorClass::Transient));
-        };
+        let ready = self.ready_to_drain(&context).await;
         let not_moved = Arc::default();
         let target = self.target(&context, "cutover").await?;
+        let (replay, end_position, refusal) = match ready {
+            Ok((replay, end_position)) => (replay, end_position, None),
+            // Without replay there is nothing to drain; what is there is only lifted.
+            Err(report) => {
+                let replay = watch::channel(ReplayStatus::default()).1;
+                (replay, watch::channel(None).0, Some(report))
+            }
+        };
         let parts = Ours {
             context: context.clone(),
             replay,
-            end_position: stream.end_position(),
+            end_position,
             shared: Arc::clone(self.shared()),
             originals: read_step(&target, ORIGINALS).await?.unwrap_or_default(),
             not_moved: Arc::clone(&not_moved),
         };
-        drop(target);
         let request =
             cutover::Request { attempt, fence, timeout: Duration::from_secs(timeout_s.into()) };
+        if let Some(report) = refusal {
+            let now = cutover::attempt::read(&target).await.map_err(|error| error.report())?;
+            let may_pass = matches!(report.class, ErrorClass::Transient | ErrorClass::Conflict);
+            if report.class == ErrorClass::Fenced || (may_pass && !now.is_overdue()) {
+                return Err(report);
+            }
+            let outcome = Cutover::new(&context, &filter, request, parts).give_up(report).await;
+            return self.record_outcome(attempt, outcome.map_err(|error| error.report())?).await;
+        }
+        drop(target);
         self.show_lift_sql(&context, timeout_s, fence).await;
         let cutover = Cutover::new(&context, &filter, request, parts);
         let run = cutover.run();
@@ -187,6 +197,33 @@ impl Flow {
         let notes = std::mem::take(&mut *not_moved.lock().unwrap_or_else(PoisonError::into_inner));
         self.note_not_moved(notes).await?;
         self.record_outcome(attempt, outcome).await
+    }
+
+    /// Replay's status, and where it takes an end position.
+    async fn ready_to_drain(&mut self, context: &Context) -> Result<Replaying, Report> {
+        self.ensure_receiving(context).await?;
+        self.ensure_replaying(context).await?;
+        self.leases(context).await?;
+        let Some(stream) = &self.stream else {
+            return Err(Report::definite("STREAM_ENDED", "stream is not received")
+                .with_class(ErrorClass::Transient));
+        };
+        let Some(replay) = stream.status() else {
+            return Err(Report::definite("REPLAY_ENDED", "replay does not run")
+                .with_class(ErrorClass::Transient));
+        };
+        Ok((replay, stream.end_position()))
+    }
+
+    /// While held in a cutover nobody runs the attempt: its fence goes at its deadline all the
+    /// same.
+    pub(super) async fn lift_if_overdue(&self, context: &Context) {
+        if !matches!(self.record().phase, super::phase::Phase::CuttingOver { .. }) {
+            return;
+        }
+        if let Err(error) = cutover::lift_overdue(context).await {
+            tracing::warn!(error = %error, "overdue fence is not lifted yet");
+        }
     }
 
     /// Shown while the fence stands: how a person lifts it.

@@ -130,8 +130,10 @@ impl Flow {
             std::future::pending::<()>().await;
         }
         let context = self.context().await?;
+        self.lift_if_overdue(&context).await;
         Box::pin(self.ensure_receiving(&context)).await?;
         loop {
+            self.lift_if_overdue(&context).await;
             let lost = self.snapshots.keep(&context, &record, &self.fleet).await?;
             self.publish_snapshots(&context);
             if !lost.is_empty() {

@@ -126,6 +126,45 @@ async fn a_fence_that_a_person_lifted_is_not_opened_over() {
     assert_eq!(world.state(), "1 lifted");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_fence_that_nobody_runs_is_lifted_at_its_deadline() {
+    let world = World::new().await;
+    let settings = world.settings();
+    for (number, timeout) in [(1, 1), (2, 60)] {
+        let script = Script { drains: false, ..Script::default() };
+        let mut step = script.steps.subscribe();
+        let request = Request { timeout: Duration::from_secs(timeout), ..request(number) };
+        tokio::select! {
+            outcome = world.cut_over(request.clone(), script.clone()) => panic!("{outcome:?}"),
+            found = step.wait_for(|step| *step == "drain") => { found.unwrap(); }
+        }
+        assert!(fenced(&world));
+        let filter = Filter::default();
+        let cutover = Cutover::new(&world.context, &filter, request, Script::default());
+        if number == 1 {
+            // paused: somebody looks now and then
+            while fenced(&world) {
+                cutover::lift_overdue(&world.context).await.unwrap();
+            }
+            assert_eq!(world.state(), "1 lifting");
+            let outcome = cutover.run().await.unwrap();
+            assert!(matches!(outcome, Outcome::NotOpened { .. }), "{outcome:?}");
+        } else {
+            // stopped at a fault before its time
+            cutover::lift_overdue(&world.context).await.unwrap();
+            assert!(fenced(&world));
+            let cause = proto::status::Report::definite("STOPPED", "stopped");
+            let outcome = cutover.give_up(cause.clone()).await.unwrap();
+            let Outcome::NotOpened { cause: told } = outcome else { panic!("opened") };
+            assert_eq!(told, cause);
+        }
+        assert_eq!(
+            (world.settings(), world.state()),
+            (settings.clone(), format!("{number} lifted"))
+        );
+    }
+}
+
 /// Polls `future` so many times, then drops it: what a kill does to a process.
 async fn killed_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
