@@ -179,7 +179,10 @@ impl Schema {
     /// # Errors
     /// [`Error::Refused`] with every object; [`Error::Fenced`] when a newer epoch acts.
     pub async fn restore(&self, stage: Stage, archive: &Archive) -> Result<NotMoved> {
-        let session = step::target_session(&self.context, stage.as_str()).await?;
+        let session = match stage {
+            Stage::AfterOpen => step::quiet_session(&self.context, stage.as_str()).await?,
+            _ => step::target_session(&self.context, stage.as_str()).await?,
+        };
         let restore = Restore { context: &self.context, archive, stage };
         restore.run(&session).await?;
         if stage == Stage::PreData

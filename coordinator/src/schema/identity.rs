@@ -36,7 +36,7 @@ pub(super) async fn restore(
     context: &Context,
     originals: &[(TableName, OriginalIdentity)],
 ) -> Result<()> {
-    let session = step::target_session(context, "identity").await?;
+    let session = step::quiet_session(context, "identity").await?;
     if step::read::<usize>(&session, MARK).await?.is_some() {
         return Ok(());
     }

@@ -84,7 +84,7 @@ pub(super) async fn sync(context: &Context, filter: &Filter) -> Result<NotMoved>
     if filter.leaves_out(Kind::LargeObjects) {
         return Ok(NotMoved::new());
     }
-    let target = step::target_session(context, "large-objects").await?;
+    let target = step::quiet_session(context, "large-objects").await?;
     let source = step::source_session(context, "large-objects").await?;
     let mut progress = Progress::default();
     let begin = sql!("begin isolation level repeatable read read only");

@@ -78,6 +78,25 @@ pub(super) async fn target_session(context: &Context, id: &str) -> Result<Sessio
     connected.await.map_err(Error::server("reach the target for the schema"))
 }
 
+/// As [`target_session`], for when the database's own event triggers are there: they speak of
+/// what its users do, and do not fire in the replica role. Without superuser (or the right to
+/// that setting) they do.
+///
+/// # Errors
+/// As [`target_session`].
+pub(super) async fn quiet_session(context: &Context, id: &str) -> Result<Session> {
+    let session = target_session(context, id).await?;
+    match session.batch(&sql!("set session_replication_role = replica")).await {
+        Ok(()) => {}
+        // insufficient_privilege
+        Err(error) if error.sqlstate() == Some("42501") => {
+            tracing::debug!("event triggers of the target fire on what the schema steps do");
+        }
+        Err(error) => return Err(Error::server("reach the target for the schema")(error)),
+    }
+    Ok(session)
+}
+
 /// A reading session of the source, in UTF-8.
 ///
 /// # Errors

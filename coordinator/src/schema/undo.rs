@@ -74,7 +74,7 @@ select 9, format('drop subscription %I', s.subname) from pg_subscription s
 /// # Errors
 /// What the target refuses; [`Error::Fenced`] when a newer coordinator acts.
 pub(super) async fn undo(context: &Context) -> Result<()> {
-    let session = step::target_session(context, "undo").await?;
+    let session = step::quiet_session(context, "undo").await?;
     loop {
         let rows = session
             .query(&drops(), &[])

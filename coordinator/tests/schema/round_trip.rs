@@ -1,8 +1,9 @@
 //! What goes in comes out.
 
 use super::fixture::{EVERY_OBJECT, Pair, differences, dump_of, pair, pair_of, source};
-use coordinator::schema::Stage;
+use coordinator::schema::{OriginalIdentity, Stage};
 use loadtest::cluster::postgres::Postgres;
+use pg::TableName;
 use proto::v1::Filter;
 
 #[tokio::test]
@@ -119,4 +120,45 @@ async fn large_objects_are_brought_up_to_date_at_cutover() {
         let bytes = |text: String| text.replace("{every_owner=rw/every_owner}", "");
         assert_eq!(bytes(large_objects(&pair.source)), bytes(large_objects(&pair.target)));
     }
+}
+
+#[tokio::test]
+async fn an_event_trigger_that_arrived_does_not_stop_what_comes_after_it() {
+    let source = "create table t (id int primary key); create table u (a int references t);
+        create table k (a int not null); create unique index k_a on k (a);
+        create function no() returns event_trigger language plpgsql
+          as $$ begin raise exception 'no DDL here'; end $$;
+        create event trigger no on ddl_command_start execute function no();";
+    let pair = pair(source, Filter::default()).await;
+    let archive = pair.archive().await;
+    pair.schema.restore(Stage::PreData, &archive).await.unwrap();
+    pair.finish(&archive).await;
+    let original = OriginalIdentity::Index("k_a".to_owned());
+    let originals = [(TableName::new("public", "k"), original)];
+    pair.schema.replica_identities(&originals).await.unwrap();
+    pair.schema.sync_large_objects().await.unwrap();
+    assert_eq!(pair.on_target("select evtenabled from pg_event_trigger"), "O");
+    assert_eq!(pair.on_target("select convalidated from pg_constraint where contype = 'f'"), "t");
+}
+
+#[tokio::test]
+async fn names_of_another_encoding_arrive() {
+    let source = Postgres::builder().start().unwrap();
+    let latin = "create database app encoding 'LATIN1' template template0 lc_collate 'C'
+        lc_ctype 'C'";
+    source.psql("postgres", latin).unwrap();
+    let made = "set client_encoding = 'UTF8'; create role \"françois\";
+        create table \"été\" (id int primary key, \"garçon\" text default 'ü');
+        comment on table \"été\" is 'l''été'; alter table \"été\" owner to \"françois\"";
+    source.psql("app", made).unwrap();
+    let target = Postgres::builder().start().unwrap();
+    let pair = pair_of(source, target, Filter::default()).await;
+    pair.schema.roles().await.unwrap();
+    let archive = pair.archive().await;
+    pair.schema.restore(Stage::PreData, &archive).await.unwrap();
+    let found = "set client_encoding = 'UTF8'; select tablename, tableowner,
+        obj_description(format('%I', tablename)::regclass) from pg_tables
+        where schemaname = 'public'";
+    assert_eq!(pair.on_target(found), pair.source.psql("app", found).unwrap());
+    assert!(pair.on_target(found).contains("françois"));
 }
