@@ -175,6 +175,27 @@ create table v (
 }
 
 #[tokio::test]
+async fn a_source_in_latin1_arrives_in_utf8() {
+    let tables = "create table t (id text primary key, v text, c char(3)); create table f (v text);
+        alter table f replica identity full";
+    let world = World::encoded(tables, tables, None, "LATIN1").await;
+    for rows in [3, 100] {
+        world.write(&format!("insert into t select 'é' || i, 'ÿ', 'ü' from generate_series(1, {rows}) i on conflict do nothing")).await;
+        world
+            .write(&format!("insert into f select 'é' || i from generate_series(1, {rows}) i"))
+            .await;
+        world.catch_up().await;
+        world.assert_equal();
+        world
+            .write("update t set v = v || 'ö', c = 'ß'; update f set v = 'å' where v = 'é2'")
+            .await;
+        world.write("delete from t where id like 'é1%'; delete from f where v = 'é1'").await;
+        world.catch_up().await;
+        world.assert_equal();
+    }
+}
+
+#[tokio::test]
 async fn odd_names_arrive() {
     let tables = "create schema \"Sch.ema\";
         create table \"Sch.ema\".\"we\"\"ird\n.Table\" (\"Key.\"\"1\" int, \"key 2\" text, \"select\" text, \"ünï\" text,

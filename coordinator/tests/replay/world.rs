@@ -31,6 +31,8 @@ pub(crate) struct World {
     pub(crate) epoch: u64,
     /// Port under which replay reaches the target.
     pub(crate) target_port: Option<u16>,
+    /// `client_encoding` of replay: the source's.
+    pub(crate) encoding: String,
     /// Who replay is there; the superuser unless said.
     pub(crate) target_role: Option<String>,
     last_end: std::cell::Cell<PgLsn>,
@@ -82,8 +84,20 @@ impl World {
     }
 
     pub(crate) async fn build(tables: &str, there: &str, target_server: Option<Postgres>) -> Self {
+        Self::encoded(tables, there, target_server, "UTF8").await
+    }
+
+    /// The source's database has this encoding, the target's UTF8.
+    pub(crate) async fn encoded(
+        tables: &str,
+        there: &str,
+        target_server: Option<Postgres>,
+        encoding: &str,
+    ) -> Self {
         let source_server = Postgres::builder().start().unwrap();
-        source_server.psql("postgres", "create database source").unwrap();
+        let make =
+            format!("create database source template template0 locale 'C' encoding '{encoding}'");
+        source_server.psql("postgres", &make).unwrap();
         let target_at = target_server.as_ref().unwrap_or(&source_server);
         target_at.psql("postgres", "create database target").unwrap();
         source_server.psql("source", tables).unwrap();
@@ -137,6 +151,7 @@ impl World {
             epoch: 1,
             target_port: None,
             target_role: None,
+            encoding: encoding.to_owned(),
             last_end: std::cell::Cell::new(start),
             dir,
         };
@@ -196,6 +211,9 @@ impl World {
             .await
             .unwrap()
             .get(0);
+        // As the walsender prints: pgoutput writes in the session's encoding.
+        let encoding = sql!("set client_encoding = {}", pg::sql::Literal(&self.encoding));
+        self.source.batch(&encoding).await.unwrap();
         let rows = self
             .source
             .query(
@@ -207,6 +225,7 @@ impl World {
             )
             .await
             .unwrap();
+        self.source.batch(&sql!("set client_encoding = 'UTF8'")).await.unwrap();
         let messages: Vec<bytes::Bytes> =
             rows.iter().map(|row| bytes::Bytes::from(row.get::<_, Vec<u8>>(0))).collect();
         let mut items = items(&messages);
@@ -243,7 +262,7 @@ impl World {
             source: at(&self.source_server, None, "source"),
             target,
             epoch: self.epoch,
-            client_encoding: "UTF8".to_owned(),
+            client_encoding: self.encoding.clone(),
             source_version: 150_000,
             target_version: 150_000,
             dir: self.dir.path().to_owned(),
@@ -295,7 +314,7 @@ impl World {
         for plan in &self.plans {
             let read = |server: &Postgres, database: &str, table: &TableName| {
                 let rows = format!(
-                    "set extra_float_digits = 3; select t::text from {table} as t order by t::text collate \"C\""
+                    "set client_encoding = UTF8; set extra_float_digits = 3; select t::text from {table} as t order by t::text collate \"C\""
                 );
                 server.psql(database, &rows).unwrap()
             };
