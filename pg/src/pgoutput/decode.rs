@@ -148,8 +148,8 @@ impl Cursor {
         Ok(self.rest.split_to(len))
     }
 
-    /// Ends with a zero byte. A name of a database that is not UTF-8 is refused by preflight
-    /// where it is not ASCII.
+    /// Ends with a zero byte. In a database of another encoding a name that is not ASCII is an
+    /// error: the driver of ordinary sessions could not read it either.
     fn string(&mut self) -> Result<String> {
         let end = self
             .rest

@@ -26,8 +26,15 @@ use std::{
 /// sync adds to a transaction, against the number of syncs.
 const SYNC_INTERVAL: Duration = Duration::from_millis(20);
 
+/// Positions alone may wait this long: while an idle or unpublished source writes WAL, the
+/// server tells one after the other, and nobody waits for them.
+const POSITION_INTERVAL: Duration = Duration::from_millis(200);
+
 /// And after this much, so that a sync is short.
 const SYNC_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Pause between two looks at an idle stream; only to wake up now and then.
+const IDLE_WAIT: Duration = Duration::from_secs(60);
 
 /// Puts one connection's messages together.
 pub(super) struct Assembler {
@@ -39,6 +46,8 @@ pub(super) struct Assembler {
     block: Option<u32>,
     streamed: HashMap<u32, Pending>,
     last_sync: Instant,
+    /// Transactions wait for the next sync.
+    has_commits: bool,
 }
 
 impl Assembler {
@@ -50,6 +59,7 @@ impl Assembler {
             block: None,
             streamed: HashMap::new(),
             last_sync: Instant::now(),
+            has_commits: false,
         }
     }
 
@@ -67,10 +77,22 @@ impl Assembler {
         if is_due { self.sync() } else { Ok(()) }
     }
 
+    /// Nothing comes in: transactions are made durable at once, positions when they are due.
+    /// How long to wait for more.
+    pub(super) fn idle(&mut self) -> Result<Duration, Error> {
+        let since = self.last_sync.elapsed();
+        if self.has_commits || since >= POSITION_INTERVAL {
+            self.sync()?;
+        }
+        let is_clean = self.writer.unsynced_bytes() == 0;
+        Ok(if is_clean { IDLE_WAIT } else { POSITION_INTERVAL.saturating_sub(since) })
+    }
+
     /// Makes every committed transaction durable.
     pub(super) fn sync(&mut self) -> Result<(), Error> {
         self.writer.sync()?;
         self.last_sync = Instant::now();
+        self.has_commits = false;
         Ok(())
     }
 
@@ -149,6 +171,7 @@ impl Assembler {
 
     fn commit(&mut self, pending: Pending, commit: &Commit) -> Result<(), Error> {
         self.writer.commit(pending, commit)?;
+        self.has_commits = true;
         Ok(())
     }
 

@@ -8,14 +8,17 @@
 //! Promise: it ends as a whole, and only when all three have ended; what was committed by then
 //! is durable.
 
-use super::{Config, Error, Receiver, assemble::Assembler, check, status, status::Heard};
+use super::{
+    Config, Error, Receiver, assemble::Assembler, check, error::Lost, status, status::Heard,
+};
 use crate::replay::spool::Spool;
 use pg::{
-    Walsender,
+    PgLsn, Session, Settings, Walsender, sql,
+    sql::Literal,
     walsender::{Frame, FrameReader, ReplicationStream},
 };
 use std::time::Duration;
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{runtime::Handle, sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// Frames are handed over in batches of about this much.
@@ -24,6 +27,10 @@ const BATCH_BYTES: usize = 256 * 1024;
 /// Batches between reading and writing: with the sockets' buffers, what may wait while a sync
 /// is slow.
 const BATCHES: usize = 16;
+
+/// Checks and START_REPLICATION, up to its first answer: catalog look-ups on a busy server. A
+/// server that accepts and then says nothing must not hold us for ever.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Tries to take the slot from an older session of ours, before it is an error.
 const TAKE_ATTEMPTS: u32 = 20;
@@ -36,8 +43,18 @@ pub(super) struct Connected {
     status_interval: Duration,
 }
 
-/// Connects, checks that the stream joins the spool, begins it at `spooled_lsn`.
+/// As [`connect_and_check`], in bounded time.
 pub(super) async fn connect(config: &Config, spool: &Spool) -> Result<Connected, Error> {
+    let connected = tokio::time::timeout(START_TIMEOUT, connect_and_check(config, spool)).await;
+    connected.unwrap_or_else(|_| {
+        let reason = format!("no answer in {} s", START_TIMEOUT.as_secs());
+        let slot = spool.identity().slot.clone();
+        Err(Error::Stream { slot, source: pg::Error::Connection(reason) })
+    })
+}
+
+/// Connects, checks that the stream joins the spool, begins it at `spooled_lsn`.
+async fn connect_and_check(config: &Config, spool: &Spool) -> Result<Connected, Error> {
     let identity = spool.identity();
     let slot = &identity.slot;
     let failed = |source| Error::Stream { slot: slot.clone(), source };
@@ -54,6 +71,7 @@ pub(super) async fn connect(config: &Config, spool: &Spool) -> Result<Connected,
             let start = spool.spooled_lsn();
             let stream =
                 walsender.start_replication(slot, start, &config.options).await.map_err(failed)?;
+            check_again(config, slot, start).await?;
             tracing::info!(slot, start_lsn = %start, "streaming");
             return Ok(Connected { stream, status_interval: status::interval(timeout) });
         };
@@ -70,6 +88,28 @@ pub(super) async fn connect(config: &Config, spool: &Spool) -> Result<Connected,
         pid: 0,
         application_name: config.name.as_str().to_owned(),
     })
+}
+
+/// Asks once more, now that the slot is ours and nobody else can move it: another may have
+/// taken it, confirmed, and let go between the first check and START_REPLICATION. Nothing was
+/// confirmed by us yet.
+async fn check_again(config: &Config, slot: &str, start: PgLsn) -> Result<(), Error> {
+    let failed = |source| Error::Stream { slot: slot.to_owned(), source };
+    let session = Session::connect(&config.source, &Settings::read(config.name.clone()))
+        .await
+        .map_err(failed)?;
+    let query = sql!(
+        "select confirmed_flush_lsn from pg_catalog.pg_replication_slots where slot_name = {}",
+        Literal(slot)
+    );
+    let row = session.query_one(&query, &[]).await.map_err(failed)?;
+    match row.get::<_, Option<PgLsn>>(0) {
+        Some(confirmed) if confirmed > start => {
+            let what = Lost::Confirmed { confirmed, spooled: start };
+            Err(Error::ChangesLost { slot: slot.to_owned(), what })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Streams until cancelled or an error.
@@ -161,17 +201,22 @@ async fn read(
 
 /// Takes in batches, and syncs whenever there is none. Ends with the reading side.
 fn write(mut assembler: Assembler, mut batches: mpsc::Receiver<Vec<Frame>>) -> Result<(), Error> {
+    let runtime = Handle::current();
     loop {
         let batch = match batches.try_recv() {
-            Ok(batch) => batch,
+            Ok(batch) => Some(batch),
             Err(_) => {
-                assembler.sync()?;
-                match batches.blocking_recv() {
-                    Some(batch) => batch,
-                    None => return Ok(()),
+                let patience = assembler.idle()?;
+                let next = async { tokio::time::timeout(patience, batches.recv()).await };
+                match runtime.block_on(next) {
+                    Ok(Some(batch)) => Some(batch),
+                    Ok(None) => return assembler.sync(),
+                    Err(_) => None,
                 }
             }
         };
-        assembler.frames(batch)?;
+        if let Some(batch) = batch {
+            assembler.frames(batch)?;
+        }
     }
 }

@@ -67,6 +67,7 @@ pub(super) async fn run(
     let mut spooled = receiver.spool.watch();
     let mut space = receiver.spool.space();
     let mut applied = receiver.applied.clone();
+    let mut reply = Reply::NotNeeded;
     loop {
         let spooled_lsn = *spooled.borrow_and_update();
         let applied_lsn = *applied.borrow_and_update();
@@ -76,7 +77,7 @@ pub(super) async fn run(
         };
         let received_lsn = heard.received_lsn();
         sender
-            .status(received_lsn, flush_lsn, applied_lsn, Reply::NotNeeded)
+            .status(received_lsn, flush_lsn, applied_lsn, reply)
             .await
             .map_err(|source| Error::Stream { slot: receiver.slot(), source })?;
         let state = match *space.borrow_and_update() {
@@ -90,12 +91,13 @@ pub(super) async fn run(
             seen.fault = None;
         });
         // 1 the server asks   2 synced   3 space   4 time   (the watermark goes along)
-        tokio::select! { biased;
-            () = heard.reply_wanted.notified() => {}
-            Ok(()) = spooled.changed() => {}
-            Ok(()) = space.changed() => {}
-            _ = timer.tick() => {}
-        }
+        reply = tokio::select! { biased;
+            () = heard.reply_wanted.notified() => Reply::NotNeeded,
+            Ok(()) = spooled.changed() => Reply::NotNeeded,
+            Ok(()) = space.changed() => Reply::NotNeeded,
+            // An idle server says how far it is when asked, else only every half timeout.
+            _ = timer.tick() => Reply::Requested,
+        };
     }
 }
 

@@ -14,6 +14,10 @@ use tokio_util::sync::CancellationToken;
 /// Pause between two looks at a full disk, or a full spool that nobody has released from.
 const FULL_PAUSE: Duration = Duration::from_millis(500);
 
+/// A file of this name in the spool's directory makes each sync fail: for a test.
+#[cfg(test)]
+pub(super) const FAIL_SYNC: &str = "fail-sync";
+
 /// A file open for appending.
 #[derive(Debug)]
 pub(super) struct AppendFile {
@@ -79,10 +83,11 @@ impl AppendFile {
 
     /// Makes data and length durable. A failure is final for this file: see [`Error::Sync`].
     pub(super) fn sync(&self) -> Result<(), Error> {
-        fail::fail_point!("spool-sync", |_| Err(Error::Sync {
-            path: self.path.clone(),
-            source: io::Error::other("failpoint"),
-        }));
+        #[cfg(test)]
+        if self.path.with_file_name(FAIL_SYNC).exists() {
+            let source = io::Error::other("told to fail");
+            return Err(Error::Sync { path: self.path.clone(), source });
+        }
         self.file.sync_data().map_err(|source| Error::Sync { path: self.path.clone(), source })
     }
 

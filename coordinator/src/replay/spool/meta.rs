@@ -7,10 +7,15 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::Path,
+    time::Duration,
 };
 
 /// Format of the files; another one is refused.
 const FORMAT: u32 = 1;
+
+/// A reader of ours that was just dropped may still finish its last block on another thread.
+const LOCK_ATTEMPTS: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 const META_NAME: &str = "spool.meta";
 const LOCK_NAME: &str = "spool.lock";
@@ -67,11 +72,19 @@ pub(super) fn lock(dir: &Path) -> Result<File, Error> {
         .write(true)
         .open(&path)
         .map_err(|source| Error::io("open", &path, source))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { dir: dir.to_owned() }),
-        Err(errno) => Err(Error::io("lock", &path, errno.into())),
+    for attempt in 1.. {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(rustix::io::Errno::WOULDBLOCK) if attempt < LOCK_ATTEMPTS => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(Error::Locked { dir: dir.to_owned() });
+            }
+            Err(errno) => return Err(Error::io("lock", &path, errno.into())),
+        }
     }
+    Ok(file)
 }
 
 pub(super) fn write(dir: &Path, identity: &SpoolIdentity) -> Result<(), Error> {

@@ -344,6 +344,79 @@ fn a_segment_that_is_closed_after_its_release_is_removed_then() {
     assert!(spool.bytes() < 1_000, "{} bytes", spool.bytes());
 }
 
+#[tokio::test]
+async fn after_a_failed_sync_nothing_counts_and_the_log_is_cut_back() {
+    let (dir, spool) = new_spool(LIMIT_BYTES);
+    spool.append(&transaction(110, &[change("a")])).unwrap();
+    let durable_bytes = fs::metadata(last_segment(dir.path())).unwrap().len();
+    let marker = dir.path().join(append::FAIL_SYNC);
+    fs::write(&marker, "").unwrap();
+    let mut writer = spool.writer(CancellationToken::new()).unwrap();
+    writer.append_items(&transaction(120, &[change("b")])).unwrap_err();
+    fs::remove_file(&marker).unwrap();
+    // Not tried again, though it would now succeed.
+    assert!(matches!(writer.sync(), Err(Error::Stopped)));
+    assert_eq!(spool.spooled_lsn(), PgLsn::from(110));
+    drop(writer);
+    let writer = spool.writer(CancellationToken::new()).unwrap();
+    assert_eq!(fs::metadata(last_segment(dir.path())).unwrap().len(), durable_bytes);
+    drop(writer);
+    spool.append(&transaction(120, &[change("b")])).unwrap();
+    assert_eq!(ends(&read_all(&spool, START).await), [110, 120]);
+}
+
+/// A file system of its own; unmounted when dropped.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    /// None where we have no right to mount.
+    fn new(size: &str) -> Option<Self> {
+        let dir = TempDir::new().unwrap();
+        let status = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(dir.path())
+            .stderr(std::process::Stdio::null())
+            .status();
+        status.is_ok_and(|status| status.success()).then(|| Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_says_so_and_goes_on_when_there_is_room() {
+    let Some(disk) = SmallDisk::new("1m") else {
+        eprintln!("skipped: no right to mount a small disk");
+        return;
+    };
+    let spool = Spool::create(&disk.0.path().join("spool"), identity(), LIMIT_BYTES).unwrap();
+    let ballast = disk.0.path().join("ballast");
+    fs::write(&ballast, vec![0; 700_000]).unwrap();
+    let mut writer = spool.writer(CancellationToken::new()).unwrap();
+    let space = spool.space();
+    let receiving = std::thread::spawn(move || {
+        for xid in 101..=103_u32 {
+            let body: Vec<u8> = (0..40_000_u32).flat_map(|i| (i ^ 0x5555).to_be_bytes()).collect();
+            stream(&mut writer, xid, &[(xid, body.into())], &[], xid.into());
+            writer.sync().unwrap();
+            writer.wait_for_space().unwrap();
+        }
+    });
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while *space.borrow() != Space::DiskFull {
+        assert!(std::time::Instant::now() < deadline && !receiving.is_finished());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    fs::remove_file(&ballast).unwrap();
+    receiving.join().unwrap();
+    assert_eq!(*space.borrow(), Space::Free);
+    assert_eq!(ends(&read_all(&spool, START).await), [101, 102, 103]);
+}
+
 #[test]
 fn a_stopped_writer_does_not_wait_for_space() {
     let (_dir, spool) = new_spool(1);
