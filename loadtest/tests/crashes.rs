@@ -104,27 +104,42 @@ fn connections_reset_in_mid_copy_and_in_mid_replay_arrive_equal() {
 
 /// Each of these makes an older snapshot read wrong rows, or none, without an error (rules,
 /// part 1): equal at the end, or a fault that names the cure.
-#[test]
-fn tables_rewritten_between_two_chunks_arrive_equal_or_stop_with_a_cure() {
-    for rewrite in [
-        "vacuum full mixed.bulk",
-        "cluster mixed.bulk using bulk_pkey",
-        "truncate mixed.bulk",
-        "alter table mixed.bulk alter account type bigint",
-    ] {
-        let scenario = Scenario::new();
-        let running = scenario.under_load();
-        let mut migrate = scenario.migrate(&["--cutover", "auto"]);
-        drop(scenario.in_mid_copy());
-        scenario.source.psql("shop", rewrite).unwrap();
-        let status = migrate.wait(DEADLINE).unwrap();
-        if status.success() {
-            let outcome = running.stop();
-            scenario.assert_moved(&outcome);
-        } else {
-            let status = scenario.status().unwrap_or_default();
-            let hint = status["fault"]["hint"].as_str().unwrap_or_default();
-            assert!(!hint.is_empty(), "{rewrite}: {status:#}\n{}", scenario.run.logs());
-        }
+fn rewritten_between_two_chunks(statement: &str) {
+    let scenario = Scenario::new();
+    let running = scenario.under_load();
+    let mut migrate = scenario.migrate(&["--cutover", "auto"]);
+    let held = scenario.in_mid_copy();
+    scenario.proxy.set(Fault::Delay(Duration::from_millis(10)));
+    drop(held);
+    scenario.source.psql("shop", statement).unwrap();
+    scenario.proxy.set(Fault::None);
+    let ended = migrate.wait(DEADLINE).unwrap();
+    if ended.success() {
+        let outcome = running.stop();
+        scenario.assert_moved(&outcome);
+    } else {
+        let status = scenario.status().unwrap_or_default();
+        let hint = status["fault"]["hint"].as_str().unwrap_or_default();
+        assert!(!hint.is_empty(), "{status:#}\n{}", scenario.run.logs());
     }
+}
+
+#[test]
+fn vacuum_full_between_two_chunks_arrives_equal() {
+    rewritten_between_two_chunks("vacuum full mixed.bulk");
+}
+
+#[test]
+fn cluster_between_two_chunks_arrives_equal() {
+    rewritten_between_two_chunks("cluster mixed.bulk using bulk_pkey");
+}
+
+#[test]
+fn truncate_between_two_chunks_arrives_equal() {
+    rewritten_between_two_chunks("truncate mixed.bulk");
+}
+
+#[test]
+fn alter_type_between_two_chunks_arrives_equal_or_stops_with_a_cure() {
+    rewritten_between_two_chunks("alter table mixed.bulk alter filler type varchar(500)");
 }
