@@ -32,8 +32,8 @@ pub fn resolve(role: &str, reference: &str) -> Result<Conninfo, Report> {
             .with_detail(format!("{error}."))
             .with_hint("Give a libpq URI: postgresql://user@host:5432/database?sslmode=verify-full")
     })?;
-    let holds_password = conninfo.to_env().iter().any(|(name, _)| *name == "PGPASSWORD");
-    if inline && holds_password {
+    // One that ~/.pgpass or PGPASSWORD brings is not in the spec.
+    if inline && Conninfo::holds_password(text.trim()) {
         return Err(Report::definite("SECRET_INLINE", format!("{role} holds a password"))
             .with_detail("A spec names a secret, it does not contain it.")
             .with_hint("Put the connection string into a file and give file:PATH, or env:NAME."));

@@ -184,6 +184,14 @@ impl Conninfo {
         resolve::resolve(parse::pairs(text)?, environment)
     }
 
+    /// Whether the text itself holds a password; one that the environment or a password file
+    /// brings is not in it.
+    pub fn holds_password(text: &str) -> bool {
+        parse::pairs(text).is_ok_and(|pairs| {
+            pairs.iter().any(|(name, value)| name == "password" && !value.is_empty())
+        })
+    }
+
     /// Name of the database.
     pub fn database(&self) -> &str {
         &self.database

@@ -20,11 +20,14 @@ const GONE_WITHIN: Duration = Duration::from_secs(30);
 /// An error of a server as a report: what was done, and what the server said.
 pub fn refused(what: &str, error: &pg::Error) -> Report {
     let class = if error.is_transient() { ErrorClass::Transient } else { ErrorClass::Definite };
-    let hint = match error {
-        pg::Error::Server(server) => server.hint.clone().unwrap_or_default(),
+    let failure = error.failure();
+    let hint = match (error, failure) {
+        (pg::Error::Server(server), _) => server.hint.clone().unwrap_or_default(),
+        (_, Some(failure)) => failure.hint(),
         _ => String::new(),
     };
-    Report::definite("SERVER_REFUSED", format!("could not {what}"))
+    let reason = failure.map_or("SERVER_REFUSED", pg::connect::Failure::reason);
+    Report::definite(reason, format!("could not {what}"))
         .with_detail(format!("{error}."))
         .with_hint(hint)
         .with_class(class)

@@ -88,6 +88,8 @@ pub(super) async fn run(
     let part = context.dir.join("schema.dump.part");
     private_file(&part).await?;
     let mut command = clients.command("pg_dump");
+    // Not what we inherit: a PGSERVICE or PGOPTIONS of ours is in the connection already.
+    context.source.apply_to(&mut command);
     command
         .args(["--format=custom", "--section=pre-data", "--section=post-data", "--no-password"])
         // Large objects are copied by us; their entries would be pre-data. The archive is text
@@ -97,7 +99,6 @@ pub(super) async fn run(
         .arg(format!("--snapshot={snapshot}"))
         .arg("--file")
         .arg(&part)
-        .envs(context.source.to_env())
         .env("PGAPPNAME", name.as_str())
         .env("PGCONNECT_TIMEOUT", "15")
         .stdout(Stdio::null())

@@ -26,6 +26,15 @@ fn a_uri_is_taken_apart() {
 }
 
 #[test]
+fn a_password_of_the_environment_is_not_in_the_text() {
+    assert!(Conninfo::holds_password("postgres://u:p@h/d"));
+    assert!(Conninfo::holds_password("host=h password=p"));
+    assert!(Conninfo::holds_password("postgres://h/d?password=p"));
+    assert!(!Conninfo::holds_password("postgres://u@h/d"));
+    assert!(!Conninfo::holds_password("host=h password=''"));
+}
+
+#[test]
 fn forms_of_the_manual_are_understood() {
     assert_eq!(parse("postgresql://localhost").database(), "os");
     assert_eq!(parse("postgresql://user@localhost").database(), "user");
