@@ -89,6 +89,11 @@ pub(crate) fn run(
     let by_skein = summary["different"].as_u64().zip(summary["failed"].as_u64());
     let by_skein = by_skein.map(|(different, failed)| different + failed);
 
+    println!(
+        "    {} tables, {} rows: {} different, {} failed",
+        summary["tables"], summary["source_rows"], summary["different"], summary["failed"]
+    );
+
     say("comparing again, by other means");
     let comparison = runtime.block_on(compare(&from, &to, &Scope::default()))?;
     let lost = runtime.block_on(outcome.check(&to))?;

@@ -71,7 +71,7 @@ pub struct Outcome {
     pub unknown: HashSet<Commit>,
     /// Transactions of all clients that were acknowledged.
     pub transaction_count: u64,
-    /// Clients that met the fence.
+    /// How often the fence refused a client.
     pub fenced_count: u64,
     /// When the last commit was acknowledged.
     pub last_commit: Option<Instant>,
@@ -321,7 +321,8 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} transactions, {} ledger commits acknowledged, {} unknown, {} clients fenced, {} failures",
+            "{} transactions, {} ledger commits acknowledged, {} unknown, \
+             {} refused by the fence, {} failures",
             self.transaction_count,
             self.acknowledged.len(),
             self.unknown.len(),
