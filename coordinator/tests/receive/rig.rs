@@ -20,7 +20,6 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const SLOT: &str = "skein_m";
-pub(crate) const NAME: &str = "skein/m/7/receive/0";
 pub(crate) const DATABASE: &str = "postgres";
 /// Longest wait for anything, on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -55,7 +54,10 @@ pub(crate) async fn walsender(server: &Postgres) -> Walsender {
 impl Rig {
     /// Table `t (id, v)`, published; a slot; an empty spool.
     pub(crate) async fn new(builder: Builder) -> Self {
-        let server = builder.start().unwrap();
+        Self::on(builder.start().unwrap()).await
+    }
+
+    pub(crate) async fn on(server: Postgres) -> Self {
         let statements = "create table t (id bigint primary key, v text);
              alter table t alter column v set storage external;
              create publication p for table t";
