@@ -96,6 +96,8 @@ pub struct Lease {
 pub enum Finding {
     /// The relation's file changed: it needs a new consistent point.
     Rewritten { relid: u32 },
+    /// The relation's name means another one, or none.
+    Replaced(Report),
     /// No recorded snapshot name can be imported any more.
     SnapshotLost { snapshot_epoch: u32 },
     /// A person has to change something.

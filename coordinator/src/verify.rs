@@ -73,7 +73,7 @@ impl Board {
                 snapshot_epoch: 0,
                 source: endpoint(&context.source, context.source_version),
                 target: endpoint(&context.target, context.target_version),
-                client_encoding: context.client_encoding.clone(),
+                client_encoding: context.source_encoding.clone(),
                 work: Some(v1::task::Work::Verify(v1::VerifyWork {
                     source_table: Some(wire_name(&table.source)),
                     target_table: Some(wire_name(&table.target)),

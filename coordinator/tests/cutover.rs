@@ -44,7 +44,7 @@ impl World {
             source: conninfo("src"),
             target: conninfo("tgt"),
             epoch: 1,
-            client_encoding: "UTF8".to_owned(),
+            source_encoding: "UTF8".to_owned(),
             source_version: 150_000,
             target_version: 150_000,
             dir: "/nonexistent".into(),

@@ -37,7 +37,7 @@ impl Stand {
             source: conninfo.clone(),
             target: conninfo,
             epoch: 1,
-            client_encoding: "UTF8".into(),
+            source_encoding: "UTF8".into(),
             source_version: version,
             target_version: version,
             dir: "/nonexistent".into(),

@@ -96,8 +96,8 @@ impl Leases {
                 state.findings.push(Finding::Rewritten { relid: task.relid });
             }
             v1::ReleaseCause::Replaced => {
-                state.stopped.insert(task_id);
-                state.findings.push(Finding::Fault(
+                state.waiting.insert(task_id, (Instant::now() + Duration::from_secs(5), 0));
+                state.findings.push(Finding::Replaced(
                     Report::definite(
                         "RELATION_REPLACED",
                         format!("table {object} is gone, or its name means another table now"),
@@ -117,7 +117,11 @@ impl Leases {
                 state.findings.push(Finding::SnapshotLost { snapshot_epoch });
             }
             v1::ReleaseCause::Failed => {
-                let attempts = state.waiting.get(&task_id).map_or(0, |(_, count)| *count) + 1;
+                // A server that does not answer says nothing of the task: it is waited for.
+                let unreachable =
+                    report.as_ref().is_some_and(|report| report.reason.ends_with("_UNREACHABLE"));
+                let before = state.waiting.get(&task_id).map_or(0, |(_, count)| *count);
+                let attempts = before + u32::from(!unreachable);
                 let definite = report.as_ref().is_some_and(|report| {
                     matches!(report.class, ErrorClass::Definite | ErrorClass::Bug)
                 });

@@ -80,6 +80,11 @@ impl Leases {
         }
         state.queue.granted(task.task_id);
         let leaf = state.leaves.get(&task.relid).cloned();
+        if leaf.is_none() && matches!(task.work, Work::Copy(_)) {
+            // A copy without its relation: the plan is being replaced, and read again soon.
+            state.queue.returned(task.task_id);
+            return None;
+        }
         Some((task, leaf, snapshots))
     }
 
@@ -130,7 +135,8 @@ impl Leases {
         token: u64,
     ) -> v1::Task {
         let work = match (&task.work, leaf) {
-            (Work::Copy(chunk), Some(leaf)) => v1::task::Work::Copy(v1::CopyWork {
+            (Work::Copy(_), None) => None,
+            (Work::Copy(chunk), Some(leaf)) => Some(v1::task::Work::Copy(v1::CopyWork {
                 source_table: Some(wire_name(&leaf.source)),
                 target_table: Some(wire_name(&leaf.target)),
                 source_oid: leaf.relid,
@@ -143,14 +149,13 @@ impl Leases {
                 condition: leaf.condition.clone().unwrap_or_default(),
                 estimated_bytes: chunk.bytes,
                 target_root: leaf.through_root.then(|| wire_name(&leaf.target)),
-            }),
+            })),
             (Work::Build { object, statements } | Work::Refresh { object, statements }, _) => {
-                v1::task::Work::Build(v1::BuildWork {
+                Some(v1::task::Work::Build(v1::BuildWork {
                     object: object.clone(),
                     statements: statements.clone(),
-                })
+                }))
             }
-            (Work::Copy(_), None) => v1::task::Work::Build(v1::BuildWork::default()),
         };
         v1::Task {
             migration: self.context.name.clone(),
@@ -166,8 +171,8 @@ impl Leases {
                 conninfo: self.context.target.expose().to_owned(),
                 server_version: self.context.target_version,
             }),
-            client_encoding: self.context.client_encoding.clone(),
-            work: Some(work),
+            client_encoding: self.context.source_encoding.clone(),
+            work,
         }
     }
 }

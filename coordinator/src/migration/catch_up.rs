@@ -4,6 +4,7 @@ use super::{
     context::Context,
     flow::{Flow, LOOK},
     phase::Event,
+    tables::Adding,
 };
 use crate::plan::REFRESH_STAGE;
 use pg::PgLsn;
@@ -76,11 +77,11 @@ impl Flow {
             Err(report) if report.reason == "UNKNOWN_RELATION" => {
                 self.survey.now();
                 let known = self.record().notices.len();
-                self.watch_tables(context, true).await?;
+                self.watch_tables(context, Adding::All).await?;
                 if self.record().notices.len() == known { Err(report) } else { Ok(()) }
             }
             Err(report) => Err(report),
-            Ok(()) => self.watch_tables(context, true).await,
+            Ok(()) => self.watch_tables(context, Adding::All).await,
         }
     }
 

@@ -52,7 +52,7 @@ impl Context {
             source,
             target,
             epoch: 0,
-            client_encoding: facts.encoding,
+            source_encoding: facts.encoding,
             source_version: facts.version,
             target_version,
             dir: PathBuf::new(),

@@ -4,6 +4,9 @@ use pg::{Conninfo, Result, Session, SessionName, Settings};
 use proto::v1::MigrationSpec;
 use std::path::PathBuf;
 
+/// `client_encoding` of our sessions.
+pub const UTF_8: &str = "UTF8";
+
 /// One migration under one epoch. Cheap to clone; holds secrets in memory only.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -13,8 +16,10 @@ pub struct Context {
     pub target: Conninfo,
     /// Term of this coordinator, issued by the target.
     pub epoch: u64,
-    /// Source's server encoding: `client_encoding` of every session on both ends.
-    pub client_encoding: String,
+    /// Source's server encoding, in which workers pass COPY bytes through. Every other session,
+    /// the walsender too, speaks UTF-8: names and statements are, and a server checks what comes
+    /// in as UTF-8 before it stores it (as SQL_ASCII it would not).
+    pub source_encoding: String,
     /// `server_version_num` of the source, for example 150018.
     pub source_version: u32,
     pub target_version: u32,
@@ -33,8 +38,7 @@ impl Context {
     /// # Errors
     /// When the server cannot be reached or refuses us.
     pub async fn source_session(&self, role: &str, id: impl std::fmt::Display) -> Result<Session> {
-        let settings =
-            Settings::read(self.session_name(role, id)).encoding(self.client_encoding.as_str());
+        let settings = Settings::read(self.session_name(role, id)).encoding(UTF_8);
         Session::connect(&self.source, &settings).await
     }
 
@@ -43,8 +47,7 @@ impl Context {
     /// # Errors
     /// As [`Context::source_session`].
     pub async fn target_session(&self, role: &str, id: impl std::fmt::Display) -> Result<Session> {
-        let settings =
-            Settings::write(self.session_name(role, id)).encoding(self.client_encoding.as_str());
+        let settings = Settings::write(self.session_name(role, id)).encoding(UTF_8);
         Session::connect(&self.target, &settings).await
     }
 

@@ -15,19 +15,27 @@ use super::{
     phase::Event,
     provision::plan_leaves,
     replan,
+    tables::Adding,
 };
 use crate::{
     lease::{Finding, Leases},
-    plan::{COPY_STAGE, Leaf, REFRESH_STAGE},
+    plan::{COPY_STAGE, Leaf, REFRESH_STAGE, chunk::BLOCK_BYTES},
     schema::{Schema, Stage},
     source::catalog,
 };
+use pg::{Session, Settings, Sql, TableName, sql};
 use proto::status::{Classify as _, Report};
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// Pause between two looks at the holders: a sign of life goes to each as well.
 const KEEP_SNAPSHOTS: Duration = Duration::from_secs(5);
+
+/// A table that is copied in a second or so.
+const SMALL_BYTES: u64 = 64 << 20;
+
+/// How long a small table is kept from being rewritten.
+const STILL: Duration = Duration::from_secs(10);
 
 impl Flow {
     pub(super) async fn copying(&mut self) -> Result<Event, Report> {
@@ -69,7 +77,18 @@ impl Flow {
                 kept_at = Instant::now();
                 self.keep_snapshots(context, leases, false).await?;
             }
-            self.watch_tables(context, false).await?;
+            self.watch_tables(context, Adding::Nothing).await?;
+            if let Some(report) = replaced(&findings) {
+                self.survey.now();
+                let notices = self.record().notices.len();
+                Box::pin(self.watch_tables(context, Adding::Replaced)).await?;
+                if self.record().notices.len() == notices {
+                    return Err(report);
+                }
+            }
+            if self.still.as_ref().is_some_and(|(_, since)| since.elapsed() > STILL) {
+                self.still = None;
+            }
             let copies_left = leases.unfinished_through(COPY_STAGE);
             if copies_left == 0 {
                 self.drop_snapshots(context, leases).await?;
@@ -81,6 +100,7 @@ impl Flow {
             });
             tokio::time::sleep(LOOK).await;
         }
+        self.still = None;
         self.drop_snapshots(context, leases).await
     }
 
@@ -97,6 +117,10 @@ impl Flow {
             leases.open(HashMap::new());
             return Ok(());
         }
+        self.change(|record| {
+            record.snapshots.retain(|one| unfinished.values().any(|epoch| *epoch == one.epoch));
+        })
+        .await?;
         let record = self.record().clone();
         self.snapshots.ping().await;
         let lost = self.snapshots.keep(context, &record, &self.fleet).await?;
@@ -146,6 +170,7 @@ impl Flow {
         lost: &[u32],
     ) -> Result<(), Report> {
         leases.close();
+        self.hold_still(context, leases, &relids).await?;
         let names: Vec<String> = leases
             .leaves()
             .iter()
@@ -169,6 +194,46 @@ impl Flow {
         })
         .await?;
         leases.open(self.snapshots.names(context, &self.fleet));
+        Ok(())
+    }
+
+    /// A small table that is rewritten faster than it is copied (a TRUNCATE every second) is
+    /// locked in ACCESS SHARE mode from its second time on, from before the new snapshot until
+    /// its copy is in, for [`STILL`] at most.
+    async fn hold_still(
+        &mut self,
+        context: &Context,
+        leases: &Leases,
+        relids: &[u32],
+    ) -> Result<(), Report> {
+        for relid in relids {
+            *self.rewrites.entry(*relid).or_default() += 1;
+        }
+        let small: Vec<TableName> = leases
+            .leaves()
+            .iter()
+            .filter(|leaf| {
+                relids.contains(&leaf.relid)
+                    && self.rewrites.get(&leaf.relid).is_some_and(|count| *count > 1)
+                    && leaf.blocks * BLOCK_BYTES <= SMALL_BYTES
+            })
+            .map(|leaf| leaf.source.clone())
+            .collect();
+        if small.is_empty() {
+            return Ok(());
+        }
+        let settings = Settings::read(context.session_name("still", 0))
+            .encoding(super::context::UTF_8)
+            .lock_timeout(Duration::from_secs(2));
+        let session = Session::connect(&context.source, &settings)
+            .await
+            .map_err(|error| refused("reach the source", &error))?;
+        let list = Sql::join(small.iter().map(|table| sql!("only {}", table)), ", ");
+        session
+            .batch(&sql!("begin; lock table {} in access share mode", list))
+            .await
+            .map_err(|error| refused("hold a table still on the source", &error))?;
+        self.still = Some((session, Instant::now()));
         Ok(())
     }
 
@@ -223,12 +288,19 @@ fn rewritten(findings: &[Finding]) -> Vec<u32> {
         .iter()
         .filter_map(|found| match found {
             Finding::Rewritten { relid } => Some(*relid),
-            Finding::SnapshotLost { .. } | Finding::Fault(_) => None,
+            Finding::Replaced(_) | Finding::SnapshotLost { .. } | Finding::Fault(_) => None,
         })
         .collect();
     relids.sort_unstable();
     relids.dedup();
     relids
+}
+
+fn replaced(findings: &[Finding]) -> Option<Report> {
+    findings.iter().find_map(|found| match found {
+        Finding::Replaced(report) => Some(report.clone()),
+        Finding::Rewritten { .. } | Finding::SnapshotLost { .. } | Finding::Fault(_) => None,
+    })
 }
 
 /// The leaf as the new snapshot shows it, if its columns are still those of the target.

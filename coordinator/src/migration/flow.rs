@@ -25,8 +25,8 @@ use crate::{
 };
 use pg::Session;
 use proto::status::{Classify as _, Report};
-use std::{path::PathBuf, sync::Arc, time::Duration};
-use tokio::task::JoinSet;
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 /// Pause between two looks of a step that waits for something.
@@ -50,6 +50,10 @@ pub struct Flow {
     pub(super) snapshots: Snapshots,
     pub(super) stream: Option<Stream>,
     pub(super) survey: super::tables::Survey,
+    /// How often a relation was rewritten under its copy.
+    pub(super) rewrites: HashMap<u32, u32>,
+    /// Keeps small tables from being rewritten, and since when.
+    pub(super) still: Option<(Session, Instant)>,
     background: JoinSet<()>,
     token: CancellationToken,
 }
@@ -65,6 +69,8 @@ impl Flow {
             snapshots: Snapshots::default(),
             stream: None,
             survey: super::tables::Survey::default(),
+            rewrites: HashMap::new(),
+            still: None,
             background: JoinSet::new(),
             token: CancellationToken::new(),
         }

@@ -78,7 +78,7 @@ impl Flow {
         self.shared().set_activity("making the publications on the source");
         let filter = filter_of(context)?;
         let settings = Settings::write(context.session_name("publish", 0))
-            .encoding(context.client_encoding.as_str());
+            .encoding(crate::migration::context::UTF_8);
         let source = Session::connect(&context.source, &settings)
             .await
             .map_err(|error| refused("reach the source", &error))?;

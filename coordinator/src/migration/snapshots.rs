@@ -70,7 +70,7 @@ impl Snapshots {
         (lifetime, epoch): (SlotLifetime, u32),
     ) -> Result<Taken, Report> {
         let name = context.session_name("slot", epoch);
-        let mut walsender = Walsender::connect(&context.source, &name, &context.client_encoding)
+        let mut walsender = Walsender::connect(&context.source, &name, super::context::UTF_8)
             .await
             .map_err(|error| refused("open a replication connection to the source", &error))?;
         let system = walsender

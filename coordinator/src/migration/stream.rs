@@ -56,7 +56,7 @@ impl Stream {
         let config = receive::Config {
             source: context.source.clone(),
             name: context.session_name("receive", 0),
-            client_encoding: context.client_encoding.clone(),
+            client_encoding: super::context::UTF_8.to_owned(),
             options: PgoutputOptions::new([
                 context.full_publication(),
                 context.append_publication(),

@@ -36,6 +36,18 @@ const SURVEY_SHARE: u32 = 20;
 /// How long the tables' locks for REPLICA IDENTITY may take altogether.
 const IDENTITY_DEADLINE: Duration = Duration::from_secs(60);
 
+/// What a survey may do about fresh tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adding {
+    /// Publish them.
+    Nothing,
+    /// And copy those that stand in another's place. New partitions wait until the indexes of
+    /// their root stand on the target: made before, they would keep them invalid.
+    Replaced,
+    /// And copy all.
+    All,
+}
+
 /// When the next survey is due.
 #[derive(Debug)]
 pub struct Survey {
@@ -89,6 +101,20 @@ fn sorted(changes: Vec<Change>) -> Todo {
     todo
 }
 
+fn new_partition(change: &Change) -> Option<u32> {
+    match change {
+        Change::New { oid, root: Some(_), .. } => Some(*oid),
+        Change::New { .. }
+        | Change::Dropped { .. }
+        | Change::Swapped { .. }
+        | Change::Renamed { .. }
+        | Change::Detached { .. }
+        | Change::Attached { .. }
+        | Change::Unpublished { .. }
+        | Change::IdentityLost { .. } => None,
+    }
+}
+
 /// Looks once, after the fence: nothing may have come since.
 ///
 /// # Errors
@@ -133,15 +159,15 @@ fn named(change: &Change) -> String {
 }
 
 impl Flow {
-    /// Surveys the source when it is due. New tables are published at once; with `add` they are
-    /// also copied, while replay stands still.
+    /// Surveys the source when it is due. New tables are published at once; as far as `adding`
+    /// says, they are also copied, while replay stands still.
     ///
     /// # Errors
     /// `TABLES_CHANGED` when a person has to do something on the target or the source.
     pub(super) async fn watch_tables(
         &mut self,
         context: &Context,
-        add: bool,
+        adding: Adding,
     ) -> Result<(), Report> {
         if Instant::now() < self.survey.due_at {
             return Ok(());
@@ -154,14 +180,18 @@ impl Flow {
             return Ok(());
         }
         let names: Vec<String> = changes.iter().map(named).collect();
-        let todo = sorted(changes);
+        let partitions: HashSet<u32> = changes.iter().filter_map(new_partition).collect();
+        let mut todo = sorted(changes);
         if let Some((known, table)) = todo.renamed.first() {
             return Err(changed(&names).with_hint(format!(
                 "Rename {table} back to {known} on the source, then run: skein resume"
             )));
         }
         self.publish_fresh(context, &target, &todo).await?;
-        if !add {
+        if adding == Adding::Replaced {
+            todo.fresh.retain(|oid| !partitions.contains(oid));
+        }
+        if adding == Adding::Nothing || (todo.fresh.is_empty() && todo.gone.is_empty()) {
             return Ok(());
         }
         tracing::warn!(tables = ?names, "tables of the source changed");
@@ -180,7 +210,7 @@ impl Flow {
             return Ok(());
         }
         let settings = Settings::write(context.session_name("publish", 0))
-            .encoding(context.client_encoding.as_str());
+            .encoding(crate::migration::context::UTF_8);
         let source = Session::connect(&context.source, &settings)
             .await
             .map_err(|error| refused("reach the source", &error))?;

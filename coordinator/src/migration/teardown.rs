@@ -226,7 +226,7 @@ impl Found {
 
 async fn look(context: &Context) -> Result<Found, Error> {
     let settings = Settings::write(context.session_name("teardown", 0))
-        .encoding(context.client_encoding.as_str());
+        .encoding(crate::migration::context::UTF_8);
     let connect = |side| move |source| Error::Connect { side, source };
     let source = Session::connect(&context.source, &settings).await.map_err(connect("source"))?;
     let target = Session::connect(&context.target, &settings).await.map_err(connect("target"))?;

@@ -259,7 +259,7 @@ impl Replay {
     async fn session(&self, role: &str, id: usize, synchronous_commit: bool) -> Result<Session> {
         let context = &self.inputs.context;
         let mut settings = Settings::write(context.session_name(role, id))
-            .encoding(context.client_encoding.as_str());
+            .encoding(crate::migration::context::UTF_8);
         settings.synchronous_commit = synchronous_commit;
         settings.replica_role = true;
         let connected = match Session::connect(&context.target, &settings).await {

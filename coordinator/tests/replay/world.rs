@@ -262,7 +262,7 @@ impl World {
             source: at(&self.source_server, None, "source"),
             target,
             epoch: self.epoch,
-            client_encoding: self.encoding.clone(),
+            source_encoding: self.encoding.clone(),
             source_version: 150_000,
             target_version: 150_000,
             dir: self.dir.path().to_owned(),

@@ -81,7 +81,7 @@ pub(super) fn context(
         source: Conninfo::parse(source).unwrap(),
         target: Conninfo::parse(target).unwrap(),
         epoch: 1,
-        client_encoding: "UTF8".to_owned(),
+        source_encoding: "UTF8".to_owned(),
         source_version,
         target_version,
         dir,

@@ -46,7 +46,7 @@ const MESSAGE_PREFIX: &str = "skein";
 /// When the source cannot be reached.
 pub async fn session(context: &Context) -> Result<Session> {
     let settings = Settings::write(context.session_name("fence", 0))
-        .encoding(context.client_encoding.as_str())
+        .encoding(crate::migration::context::UTF_8)
         .lock_timeout(LOCK_TIMEOUT);
     Session::connect(&context.source, &settings).await
 }
