@@ -31,7 +31,7 @@ pub(crate) struct World {
     pub(crate) epoch: u64,
     /// Port under which replay reaches the target.
     pub(crate) target_port: Option<u16>,
-    /// `client_encoding` of replay: the source's.
+    /// The source's server encoding.
     pub(crate) encoding: String,
     /// Who replay is there; the superuser unless said.
     pub(crate) target_role: Option<String>,
@@ -211,9 +211,8 @@ impl World {
             .await
             .unwrap()
             .get(0);
-        // As the walsender prints: pgoutput writes in the session's encoding.
-        let encoding = sql!("set client_encoding = {}", pg::sql::Literal(&self.encoding));
-        self.source.batch(&encoding).await.unwrap();
+        // As the walsender prints: pgoutput writes in the session's encoding, UTF-8.
+        self.source.batch(&sql!("set client_encoding = 'UTF8'")).await.unwrap();
         let rows = self
             .source
             .query(
