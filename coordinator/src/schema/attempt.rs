@@ -6,7 +6,7 @@
 //! Promise: what is not refused, the notes and the mark commit together.
 
 use super::NotMoved;
-use super::error::{Error, Result};
+use super::error::{Error, Result, passes};
 use super::step;
 use crate::target;
 use pg::{Session, Sql, sql};
@@ -64,9 +64,8 @@ impl<'a> Attempt<'a> {
                 session.batch(&sql!("release attempt")).await.map_err(server())?;
                 Ok(None)
             }
-            Err(pg::Error::Server(error))
-                if pg::sqlstate::class(&error.sqlstate) == pg::error::Class::Definite =>
-            {
+            Err(error) if passes(&error) => Err(server()(error)),
+            Err(pg::Error::Server(error)) => {
                 session.batch(&sql!("rollback to attempt")).await.map_err(server())?;
                 Ok(Some(error.message.clone()))
             }

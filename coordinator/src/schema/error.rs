@@ -36,6 +36,8 @@ pub enum Error {
     FilterWidened { stage: Stage },
     #[error("{count} objects were refused by the target{}", if *.complete { "" } else { ", and there may be more" })]
     Refused { refused: Vec<Refused>, count: usize, complete: bool },
+    #[error("the target has no lock slots left in stage {stage}")]
+    LocksExhausted { stage: Stage },
     #[error("a newer epoch acts on this migration")]
     Fenced,
     #[error("large object {oid} cannot be copied")]
@@ -96,6 +98,7 @@ impl Classify for Error {
             | Self::Archive(_)
             | Self::OtherArchive { .. }
             | Self::FilterWidened { .. }
+            | Self::LocksExhausted { .. }
             | Self::Refused { .. } => ErrorClass::Definite,
             Self::Client { class, .. } => *class,
             Self::Waited { .. } | Self::File { .. } => ErrorClass::Transient,
@@ -116,6 +119,7 @@ impl Classify for Error {
             Self::Archive(_) => "SCHEMA_ARCHIVE_UNREADABLE",
             Self::OtherArchive { .. } => "SCHEMA_ARCHIVE_CHANGED",
             Self::FilterWidened { .. } => "SCHEMA_FILTER_WIDENED",
+            Self::LocksExhausted { .. } => "LOCKS_EXHAUSTED",
             Self::Refused { .. } => "SCHEMA_REFUSED",
             Self::Fenced => "FENCED",
             Self::LargeObject { .. } => "LARGE_OBJECT",
@@ -160,11 +164,23 @@ impl Classify for Error {
             Self::FilterWidened { .. } => {
                 "Narrow the filter again, or abort and begin again with an empty target.".to_owned()
             }
+            Self::LocksExhausted { .. } => {
+                "Raise max_locks_per_transaction on the target, and restart it.".to_owned()
+            }
             Self::Refused { refused, .. } => hint_of(refused),
             Self::Filter(report) => report.hint.clone(),
             _ => String::new(),
         }
     }
+}
+
+/// Whether a statement may be taken when it is tried again. An unknown SQLSTATE (an exception
+/// raised by a trigger, an internal error) counts as refused here: the object is named.
+pub(super) fn passes(error: &pg::Error) -> bool {
+    error.sqlstate().is_none_or(|sqlstate| {
+        ["08", "40", "53", "57", "58"].contains(&&sqlstate[..2.min(sqlstate.len())])
+            || matches!(sqlstate, "55P03" | "55006")
+    })
 }
 
 /// What to do about refused objects: the action for the first known cause, and the way around.

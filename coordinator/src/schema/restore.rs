@@ -12,7 +12,7 @@
 
 use super::archive::Archive;
 use super::entry::{Entry, Stage};
-use super::error::{Error, Refused, Result};
+use super::error::{Error, Refused, Result, passes};
 use super::{finish, step};
 use crate::{migration::context::Context, target};
 use pg::{Session, Sql, sql};
@@ -22,6 +22,9 @@ use std::collections::{HashMap, HashSet};
 /// Entries in a transaction. Each takes a few lock slots; the server has
 /// max_locks_per_transaction (64) times max_connections (100) by default.
 const BATCH: usize = 200;
+
+/// out_of_memory: "out of shared memory" when the lock table is full.
+const OUT_OF_LOCKS: &str = "53200";
 
 /// How far a stage got; `skein.step.detail` of `schema/STAGE`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -62,10 +65,20 @@ impl Restore<'_> {
     /// [`Error::Refused`] with every object that the target did not take.
     pub(super) async fn run(&self, session: &Session) -> Result<()> {
         let pieces = finish::pieces(self.archive, self.stage, self.context.target_version);
+        let mut size = match self.stage {
+            // A validation or a refresh takes as long as its table is large.
+            Stage::AfterOpen | Stage::Refresh => 1,
+            Stage::PreData | Stage::Build | Stage::AfterBuild | Stage::Cutover => BATCH,
+        };
         loop {
-            let failed = match self.batch(session, &pieces).await {
+            let failed = match self.batch(session, &pieces, size).await {
                 Ok(Batch::Finished) => return Ok(()),
                 Ok(Batch::Done) => continue,
+                Ok(Batch::Crowded) if size > 1 => {
+                    size /= 2;
+                    continue;
+                }
+                Ok(Batch::Crowded) => Error::LocksExhausted { stage: self.stage },
                 Ok(Batch::Refused { start }) => self.refused(session, &pieces[start..]).await?,
                 Err(error) => error,
             };
@@ -77,12 +90,7 @@ impl Restore<'_> {
     }
 
     /// The next batch, in one transaction with its mark.
-    async fn batch(&self, session: &Session, pieces: &[Piece<'_>]) -> Result<Batch> {
-        let size = match self.stage {
-            // A validation or a refresh takes as long as its table is large.
-            Stage::AfterOpen | Stage::Refresh => 1,
-            Stage::PreData | Stage::Build | Stage::AfterBuild | Stage::Cutover => BATCH,
-        };
+    async fn batch(&self, session: &Session, pieces: &[Piece<'_>], size: usize) -> Result<Batch> {
         session.batch(&sql!("begin")).await.map_err(Error::server(MAKE))?;
         let fence = session.query_opt(&target::fence(self.context.epoch), &[]).await;
         if fence.map_err(Error::server(MAKE))?.is_none() {
@@ -95,7 +103,11 @@ impl Restore<'_> {
         statements.push(step::mark(&self.step(), &self.progress(pieces, end)));
         match session.batch(&statements).await {
             Ok(()) => session.batch(&sql!("commit")).await.map_err(Error::server(MAKE))?,
-            Err(error) if error.is_transient() => return Err(Error::server(MAKE)(error)),
+            Err(error) if error.sqlstate() == Some(OUT_OF_LOCKS) => {
+                session.batch(&sql!("rollback")).await.map_err(Error::server(MAKE))?;
+                return Ok(Batch::Crowded);
+            }
+            Err(error) if passes(&error) => return Err(Error::server(MAKE)(error)),
             Err(_) => {
                 session.batch(&sql!("rollback")).await.map_err(Error::server(MAKE))?;
                 return Ok(Batch::Refused { start });
@@ -147,7 +159,17 @@ impl Restore<'_> {
             .filter(|piece| piece.entry.kind != "MATERIALIZED VIEW DATA")
             .collect();
         let tried = self.try_each(session, &pieces).await?;
-        if tried.refused.is_empty() { Ok(()) } else { Err(tried.into_error()) }
+        if !tried.refused.is_empty() {
+            return Err(tried.into_error());
+        }
+        if !tried.complete {
+            tracing::warn!(
+                objects = pieces.len(),
+                "the target has too few lock slots (max_locks_per_transaction) to try all later \
+                 objects at once: what it would refuse of the rest shows when it is made"
+            );
+        }
+        Ok(())
     }
 
     async fn refused(&self, session: &Session, pieces: &[Piece<'_>]) -> Result<Error> {
@@ -187,7 +209,7 @@ impl Restore<'_> {
                 Err(pg::Error::Server(error)) if !is_fatal(&error.sqlstate) => {
                     session.batch(&sql!("rollback to object")).await.map_err(server())?;
                     // Out of lock slots: the trial's own size, not the object.
-                    if error.sqlstate == "53200" {
+                    if error.sqlstate == OUT_OF_LOCKS {
                         tried.complete = false;
                         break;
                     }
@@ -210,6 +232,8 @@ enum Batch {
     Done,
     /// It was the last.
     Finished,
+    /// The target had no lock slots for so many; rolled back.
+    Crowded,
     /// Rolled back; the pieces from `start` on are to be tried one by one.
     Refused {
         start: usize,

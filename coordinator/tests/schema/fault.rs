@@ -295,3 +295,41 @@ async fn a_forerunner_that_was_committing_is_waited_for() {
     let made = "select count(*) from pg_roles where rolname = 'someone'";
     assert_eq!(pair.on_target(made), "0");
 }
+
+#[tokio::test]
+async fn an_object_refused_by_code_of_the_target_is_named_not_tried_for_ever() {
+    let pair = pair("create table t (id int primary key)", Filter::default()).await;
+    pair.target
+        .psql(
+            "app",
+            "create function no() returns event_trigger language plpgsql
+               as $$ begin raise exception 'not here'; end $$;
+             create event trigger no on ddl_command_start when tag in ('CREATE TABLE')
+               execute function no()",
+        )
+        .unwrap();
+    let archive = pair.archive().await;
+    let found = refused(pair.schema.restore(Stage::PreData, &archive).await.unwrap_err());
+    let told: Vec<_> =
+        found.iter().map(|one| (one.object.as_str(), one.sqlstate.as_str())).collect();
+    assert_eq!(told, [("TABLE public.t", "P0001")]);
+}
+
+#[tokio::test]
+async fn a_target_with_few_lock_slots_gets_smaller_batches() {
+    let many = "do $$ begin for i in 1..150 loop execute format('create table t%s (id int primary
+        key, a serial, b text unique)', i); end loop; end $$";
+    let source = super::fixture::source(15, many).unwrap();
+    let target = loadtest::cluster::postgres::Postgres::builder()
+        .setting("max_locks_per_transaction", "10")
+        .setting("max_connections", "20")
+        .setting("max_wal_senders", "2")
+        .setting("max_prepared_transactions", "0")
+        .start()
+        .unwrap();
+    let pair = super::fixture::pair_of(source, target, Filter::default()).await;
+    let archive = pair.archive().await;
+    pair.schema.restore(Stage::PreData, &archive).await.unwrap();
+    assert!(pair.target.log().contains("out of shared memory"), "the test does not test");
+    assert_eq!(done(&pair), archive.stage(Stage::PreData).count());
+}
