@@ -142,6 +142,30 @@ async fn a_session_that_was_starting_while_the_fence_fell_does_not_slip_through(
     assert_eq!(world.server.psql("src", "select count(*) from t").unwrap(), "0");
 }
 
+/// The insert position stands behind the header of the next page when a record ends with its
+/// page; the flush position, which is all that a walsender sends, does not. An end position read
+/// there would never be reached while the source is idle. One commit in a thousand ends so.
+#[tokio::test]
+async fn the_end_position_is_one_that_a_walsender_reaches_on_an_idle_source() {
+    let world =
+        World::with(loadtest::cluster::postgres::Postgres::builder().setting("autovacuum", "off"))
+            .await;
+    let source = world.source().await;
+    let positions = sql!("select pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn()");
+    let mut seen_apart = false;
+    for attempt in 1..=6000 {
+        let end = fence::mark_end(&source, attempt).await.unwrap();
+        let row = source.query_one(&positions, &[]).await.unwrap();
+        let (inserted, flushed): (PgLsn, PgLsn) = (row.get(0), row.get(1));
+        assert!(end <= flushed);
+        if inserted > flushed && end == flushed {
+            seen_apart = true;
+            break;
+        }
+    }
+    assert!(seen_apart, "no commit ended with its page");
+}
+
 #[tokio::test]
 async fn settings_of_roles_and_subscriptions_come_back_exactly() {
     let world = World::new().await;

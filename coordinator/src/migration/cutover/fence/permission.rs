@@ -195,6 +195,8 @@ async fn superuser_sessions(source: &Session, name: &str) -> pg::Result<Vec<Miss
           where a.datname = current_database() and coalesce(r.rolsuper, true)
             and not starts_with(coalesce(a.application_name, ''), $1)
             and coalesce(a.backend_type, '') not in ('autovacuum worker', 'parallel worker')
+            -- these end when their subscription is disabled
+            and not starts_with(coalesce(a.backend_type, ''), 'logical replication')
             and a.pid <> pg_backend_pid()"
     );
     let mut missing = Vec::new();
