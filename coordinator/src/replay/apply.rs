@@ -28,7 +28,7 @@ use std::{
 };
 use tokio_postgres::{
     Statement as Prepared,
-    types::{Format, IsNull, ToSql, Type},
+    types::{Format, IsNull, Kind, ToSql, Type},
 };
 
 /// From this many rows on COPY and one statement are used. A pipelined statement costs about 30 us
@@ -169,7 +169,7 @@ impl Applier {
             let mut prepared = Vec::with_capacity(part.len());
             for statement in part {
                 let failed = |source| failure(statement, source);
-                prepared.push(self.prepare(&statement.sql).await.map_err(failed)?);
+                prepared.push(self.prepare(statement).await.map_err(failed)?);
             }
             let client = self.session.client();
             let sent = part.iter().zip(&prepared).map(|(statement, prepared)| {
@@ -185,14 +185,21 @@ impl Applier {
         Ok(())
     }
 
-    async fn prepare(&mut self, sql: &Sql) -> pg::Result<Prepared> {
+    async fn prepare(&mut self, statement: &Statement) -> pg::Result<Prepared> {
+        let sql = &statement.sql;
         if let Some(prepared) = self.prepared.get(sql.as_str()) {
             return Ok(prepared.clone());
         }
         if self.prepared.len() >= PREPARED_LIMIT {
             self.prepared.clear();
         }
-        let prepared = self.session.client().prepare(sql.as_str()).await?;
+        // The server finds the others' types by where they stand.
+        let known = statement.types.last().map_or(0, |&(place, _)| place + 1);
+        let mut types = vec![Type::UNKNOWN; known];
+        for &(place, oid) in &statement.types {
+            types[place] = Type::new(String::new(), oid, Kind::Simple, String::new());
+        }
+        let prepared = self.session.client().prepare_typed(sql.as_str(), &types).await?;
         self.prepared.insert(sql.as_str().to_owned(), prepared.clone());
         Ok(prepared)
     }

@@ -8,7 +8,7 @@ use super::{
     identity_full,
     relation::{Identity, Relation},
     row::{Change, Operation, Row, Truncate, Value},
-    table::Table,
+    table::{Column, Table},
 };
 use bytes::Bytes;
 use pg::{PgLsn, Sql, TableName, sql};
@@ -18,6 +18,8 @@ use pg::{PgLsn, Sql, TableName, sql};
 pub struct Statement {
     pub sql: Sql,
     pub values: Vec<Option<Bytes>>,
+    /// Types of parameters that the server would not find by itself, by place.
+    pub types: Vec<(usize, u32)>,
     /// Rows it is meant to meet; None: not known beforehand.
     pub meant: Option<u64>,
     pub operation: &'static str,
@@ -27,16 +29,27 @@ pub struct Statement {
 
 /// Collects parameters and numbers them.
 #[derive(Debug, Default)]
-pub(super) struct Parameters(pub(super) Vec<Option<Bytes>>);
+pub(super) struct Parameters {
+    values: Vec<Option<Bytes>>,
+    types: Vec<(usize, u32)>,
+}
 
 impl Parameters {
     /// `$n` for a value.
     pub(super) fn add(&mut self, value: &Value) -> Sql {
-        self.0.push(match value {
+        self.values.push(match value {
             Value::Null | Value::UnchangedToast => None,
             Value::Text(bytes) | Value::Binary(bytes) => Some(bytes.clone()),
         });
-        sql!("${}", self.0.len())
+        sql!("${}", self.values.len())
+    }
+
+    /// `$n` for a value that is compared with a column.
+    fn compared(&mut self, value: &Value, column: &Column) -> Sql {
+        if let Some(oid) = column.row_type_oid {
+            self.types.push((self.values.len(), oid));
+        }
+        self.add(value)
     }
 }
 
@@ -179,7 +192,9 @@ fn by_key(relation: &Relation, row: &Row, parameters: &mut Parameters) -> Sql {
         return sql!("false");
     }
     let equal = key.iter().map(|&at| {
-        sql!("{} {} {}", table.ident(at), table.columns[at].equality, parameters.add(&row[at]))
+        let column = &table.columns[at];
+        let value = parameters.compared(&row[at], column);
+        sql!("{} {} {}", table.ident(at), column.equality, value)
     });
     Sql::join(equal, " and ")
 }
@@ -193,7 +208,8 @@ pub(super) fn statement(
 ) -> Statement {
     Statement {
         sql,
-        values: parameters.0,
+        values: parameters.values,
+        types: parameters.types,
         meant: Some(1),
         operation,
         table: relation.table.name.clone(),

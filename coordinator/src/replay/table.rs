@@ -24,6 +24,9 @@ pub struct Column {
     pub equality: Sql,
     /// Base or enum type with a btree: its equality may narrow a search through an index.
     pub indexable: bool,
+    /// The row type of a composite column: a comparison would take its parameter for any record,
+    /// which has no input function.
+    pub row_type_oid: Option<u32>,
 }
 
 /// A table of the target.
@@ -99,6 +102,7 @@ pub async fn read(
             equality,
             indexable: row.get(11),
             required: row.get(13),
+            row_type_oid: row.get(14),
         });
     }
     Ok(found.into_iter().map(|(name, table)| (name, Arc::new(table))).collect())
@@ -146,7 +150,8 @@ select named.nspname::text, named.relname::text, named.relkind = 'p', a.attnum,
     and (eq.oprname is not null or coalesce(b.typtype, t.typtype) = 'e'
          or coalesce(b.oid, t.oid) = 'varchar'::regtype), false),
   coalesce(a.attnum = any((key.columns)[0:key.indnkeyatts - 1]), false),
-  a.attnotnull and not a.atthasdef and a.attidentity = ''
+  a.attnotnull and not a.atthasdef and a.attidentity = '',
+  case when coalesce(b.typtype, t.typtype) = 'c' then coalesce(b.oid, t.oid) end
 from named
 left join pg_attribute a on a.attrelid = named.oid and a.attnum > 0 and not a.attisdropped
 left join pg_type t on t.oid = a.atttypid
@@ -183,6 +188,7 @@ pub(crate) fn sample(name: &str, columns: &[&str], key: Option<Vec<usize>>) -> T
                 generated: false,
                 identity_always: false,
                 required: false,
+                row_type_oid: None,
                 equality: sql!("operator(pg_catalog.=)"),
                 indexable: true,
             })

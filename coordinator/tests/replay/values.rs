@@ -127,6 +127,15 @@ async fn a_new_row_with_the_key_of_a_deleted_one_arrives_whole() {
 /// Few rows take prepared statements, many COPY and staging tables: both must read every value.
 #[tokio::test]
 async fn every_kind_of_value_arrives_by_both_ways() {
+    every_kind_of_value("").await;
+}
+
+#[tokio::test]
+async fn every_kind_of_value_is_found_by_its_image() {
+    every_kind_of_value("alter table v replica identity full").await;
+}
+
+async fn every_kind_of_value(identity: &str) {
     let tables = r#"
 create extension if not exists citext;
 create type mood as enum ('sad', 'it''s', 'Ünïcode \ ok');
@@ -140,6 +149,7 @@ create table v (
   mr int4multirange, ia int[], ta text[], mo mood, moa mood[], pa pair, paa pair[], po positive,
   o oid, lsn pg_lsn, ct citext)"#;
     let world = World::new(tables).await;
+    world.write(identity).await;
     let insert = r#"insert into v select i, i % 2 = 0, i, i * 10000000000,
   (array['NaN', 'Infinity', '-Infinity', '1.0', '1.00', '0'])[i % 6 + 1]::numeric, i / 7.0,
   (array['NaN', 'Infinity', '-0', '1e-30'])[i % 4 + 1]::float4,
@@ -170,6 +180,66 @@ create table v (
         world.assert_equal();
     }
     world.write("delete from v where id % 3 = 0").await;
+    world.catch_up().await;
+    world.assert_equal();
+}
+
+#[tokio::test]
+async fn keys_of_odd_types_arrive() {
+    let tables = "create extension if not exists citext;
+        create collation anycase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+        create type pair as (a int, b text); create domain short as varchar(12) check (value <> '');
+        create table k1 (id citext primary key, v text);
+        create table k2 (id text collate anycase primary key, v text);
+        create table k3 (id pair primary key, v text);
+        create table k4 (id jsonb primary key, v text);
+        create table k5 (id float8 primary key, v text);
+        create table k6 (id int[] primary key, v text);
+        create table k7 (id int4range primary key, v text);
+        create table k8 (id short primary key, v text);
+        create table k9 (id char(5) primary key, v text);
+        create table k10 (id interval primary key, v text);
+        create table k11 (id inet primary key, v text);
+        create table k12 (id name primary key, v text)";
+    let keys = [
+        "'K' || i",
+        "'K' || i",
+        "row(i, 'b')::pair",
+        "jsonb_build_object('i', i)",
+        "case i when 1 then '-0' when 2 then 'NaN' else i::text end::float8",
+        "array[i, null]",
+        "int4range(i, i + 5)",
+        "('K' || i)::short",
+        "'K' || i",
+        "make_interval(days => i)",
+        "'10.0.0.0'::inet + i",
+        "('K' || i)::name",
+    ];
+    let world = World::new(tables).await;
+    for rows in ["i = 1", "i between 2 and 40", "i between 41 and 45"] {
+        for (at, key) in keys.iter().enumerate() {
+            let table = format!("k{}", at + 1);
+            world.write(&format!("insert into {table} select {key}, 'v' from generate_series(1, 45) i where {rows}")).await;
+        }
+        world.catch_up().await;
+        world.assert_equal();
+    }
+    for rows in ["i <= 3", "i > 3"] {
+        for (at, key) in keys.iter().enumerate() {
+            let table = format!("k{}", at + 1);
+            world.write(&format!("update {table} set v = 'w' where id in (select {key} from generate_series(1, 40) i where {rows})")).await;
+        }
+        world.catch_up().await;
+        world.assert_equal();
+    }
+    world.write("update k1 set id = upper(id::text) where id = 'k7'; update k2 set id = 'k7' where id = 'K7'").await;
+    world.write("update k10 set id = '24 hours' where id = '1 day'").await;
+    for rows in ["i = 5", "i > 9"] {
+        for (at, key) in keys.iter().enumerate() {
+            let table = format!("k{}", at + 1);
+            world.write(&format!("delete from {table} where id in (select {key} from generate_series(1, 40) i where {rows})")).await;
+        }
+    }
     world.catch_up().await;
     world.assert_equal();
 }
