@@ -83,7 +83,7 @@ fn main() -> ExitCode {
 }
 
 fn configure(args: &Args) -> anyhow::Result<Config> {
-    let mut file = match &args.config {
+    let file = match &args.config {
         None => Settings::default(),
         Some(path) => {
             let text = std::fs::read_to_string(path)
