@@ -34,6 +34,9 @@ pub struct Leaf {
     pub through_root: bool,
     /// Bounds of a leaf partition (`pg_get_partition_constraintdef`), for its TRUNCATE.
     pub partition_constraint: Option<String>,
+    /// Topmost partitioned table above it.
+    #[serde(default)]
+    pub root: Option<TableName>,
     /// Extra condition of an extension's configuration table.
     pub condition: Option<String>,
     /// Published for INSERT and TRUNCATE alone.
@@ -73,6 +76,8 @@ impl Work {
 pub const COPY_STAGE: i32 = 0;
 /// Builds of this stage wait for their own table only; of higher stages, for everything lower.
 pub const TABLE_BUILD_STAGE: i32 = 1;
+/// Statistics of partition roots, when every leaf and index is in.
+pub const ANALYZE_ROOTS_STAGE: i32 = 90;
 /// Materialised views, when replay has caught up.
 pub const REFRESH_STAGE: i32 = 100;
 

@@ -56,7 +56,7 @@ impl Flow {
                 "ready; waits for: skein cutover"
             });
             if auto && self.is_caught_up() {
-                let attempt = self.record().attempt + 1;
+                let attempt = self.next_attempt().await?;
                 let timeout_s = self.cutover_timeout(0);
                 self.change(|record| record.attempt = attempt).await?;
                 return Ok(Event::CutoverRequested {

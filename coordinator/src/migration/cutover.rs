@@ -14,6 +14,7 @@
 pub mod attempt;
 mod error;
 pub mod fence;
+pub mod off_stream;
 pub mod open;
 pub mod sequence;
 

@@ -20,7 +20,10 @@ use super::{
 use crate::{clock, fleet::Fleet, store::record::Stored};
 use proto::status::{Classify as _, ErrorClass, Report};
 use std::{path::PathBuf, sync::Arc, time::Duration};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 /// What an operator may ask of a migration.
@@ -50,12 +53,19 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 pub struct Driver {
     flow: Flow,
     pause: Duration,
+    /// No step before this: the last one failed for a reason that may pass.
+    not_before: Instant,
     over: bool,
 }
 
 impl Driver {
     pub fn new(stored: Stored, shared: Arc<Shared>, fleet: Arc<Fleet>, dir: PathBuf) -> Self {
-        Self { flow: Flow::new(stored, shared, fleet, dir), pause: FIRST_PAUSE, over: false }
+        Self {
+            flow: Flow::new(stored, shared, fleet, dir),
+            pause: FIRST_PAUSE,
+            not_before: Instant::now(),
+            over: false,
+        }
     }
 
     /// Runs until cancelled, or until the migration is cleaned up.
@@ -69,9 +79,9 @@ impl Driver {
                     Some(request) => { self.handle(request).await; continue }
                     None => break,
                 },
-                outcome = self.flow.work(held) => outcome,
+                outcome = work(&mut self.flow, held, self.not_before) => outcome,
             };
-            if self.settle(outcome, &token).await {
+            if self.settle(outcome).await {
                 break;
             }
         }
@@ -79,11 +89,7 @@ impl Driver {
     }
 
     /// Records what a step came to. True: fenced, stop driving.
-    async fn settle(
-        &mut self,
-        outcome: Result<Option<Event>, Report>,
-        token: &CancellationToken,
-    ) -> bool {
+    async fn settle(&mut self, outcome: Result<Option<Event>, Report>) -> bool {
         let report = match outcome {
             Ok(None) => return false,
             Ok(Some(event)) => match self.advance(&event).await {
@@ -104,10 +110,7 @@ impl Driver {
                     self.pause.as_secs_f64().ceil(),
                     report.detail
                 ));
-                tokio::select! {
-                    () = token.cancelled() => {}
-                    () = tokio::time::sleep(self.pause) => {}
-                }
+                self.not_before = Instant::now() + self.pause;
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
                 self.flow.disconnect_if_lost().await;
                 false
@@ -123,7 +126,7 @@ impl Driver {
                 meter::fault(&self.flow.record().spec.name, &report.reason);
                 if let Err(error) = self.flow.change(|record| record.fault = Some(report)).await {
                     tracing::error!(error = %error.primary, "fault cannot be recorded");
-                    tokio::time::sleep(self.pause).await;
+                    self.not_before = Instant::now() + self.pause;
                 }
                 false
             }
@@ -153,6 +156,7 @@ impl Driver {
         let phase = self.flow.record().phase.clone();
         match command {
             Command::Start | Command::Resume => {
+                self.not_before = Instant::now();
                 self.flow.forgive();
                 self.pause = FIRST_PAUSE;
                 self.flow
@@ -180,7 +184,7 @@ impl Driver {
                         return Err(not_now("cut over", &phase, "Run: skein resume"));
                     }
                     let timeout_s = self.flow.cutover_timeout(timeout_s);
-                    let attempt = self.flow.record().attempt + 1;
+                    let attempt = self.flow.next_attempt().await?;
                     self.flow.change(|record| record.attempt = attempt).await?;
                     self.advance(&Event::CutoverRequested { attempt, fence, timeout_s }).await?;
                 }
@@ -219,6 +223,12 @@ impl Driver {
             }
         }
     }
+}
+
+/// The step, once it may run.
+async fn work(flow: &mut Flow, held: bool, not_before: Instant) -> Result<Option<Event>, Report> {
+    tokio::time::sleep_until(not_before).await;
+    flow.work(held).await
 }
 
 fn not_now(what: &str, phase: &Phase, hint: &str) -> Report {

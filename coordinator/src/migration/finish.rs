@@ -105,6 +105,12 @@ impl Parts for Ours {
             .replica_identities(&self.original_identities())
             .await
             .map_err(|error| error.report())?;
+        let copied = cutover::off_stream::copy(&self.context)
+            .await
+            .map_err(|error| super::connect::refused("copy unlogged tables again", &error))?;
+        if !copied {
+            return Err(super::replan::fenced_out());
+        }
         notes.extend(schema.sync_large_objects().await.map_err(|error| error.report())?);
         notes.extend(
             schema.database_settings(Stage::Cutover).await.map_err(|error| error.report())?,
@@ -224,6 +230,14 @@ impl Flow {
         if let Err(error) = cutover::lift_overdue(context).await {
             tracing::warn!(error = %error, "overdue fence is not lifted yet");
         }
+    }
+
+    /// Number of the next attempt: past those that the record or the target knows.
+    pub(super) async fn next_attempt(&mut self) -> Result<u32, Report> {
+        let context = self.context().await?;
+        let target = self.target(&context, "attempt").await?;
+        let known = cutover::attempt::read(&target).await.map_err(|error| error.report())?;
+        Ok(self.record().attempt.max(known.number) + 1)
     }
 
     /// Shown while the fence stands: how a person lifts it.

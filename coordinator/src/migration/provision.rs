@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     filter::Filter,
-    plan::{Leaf, Task},
+    plan::{ANALYZE_ROOTS_STAGE, Leaf, TABLE_BUILD_STAGE, Task},
     replay::spool::{Spool, SpoolIdentity},
     schema::{
         SNAPSHOT_OUTDATED, Schema, Stage, build_tasks, extension_config_tables, refresh_tasks,
@@ -30,9 +30,13 @@ use crate::{
     store::record::{Snapshot, Stream},
     target,
 };
-use pg::{Session, Settings, sql, sql::Literal, walsender::SlotLifetime};
+use pg::{Session, Settings, TableName, sql, sql::Literal, walsender::SlotLifetime};
 use proto::status::{Classify as _, Report};
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::PathBuf,
+    time::Duration,
+};
 
 /// How long the tables' locks for REPLICA IDENTITY may take altogether.
 const IDENTITY_DEADLINE: Duration = Duration::from_secs(600);
@@ -229,6 +233,7 @@ impl Flow {
         tasks.extend(
             builds.map(|plan| build_task(plan.table_oid, plan.stage, plan.object, plan.statements)),
         );
+        tasks.extend(analyzes(&leaves));
         replan::write_plan(context, target, &leaves, (&tasks, snapshot)).await
     }
 }
@@ -259,6 +264,22 @@ pub(super) async fn plan_leaves(
         leaf.append_only = append_only.get(&leaf.relid).copied().unwrap_or(false);
     }
     Ok(leaves)
+}
+
+/// ANALYZE of each table once its rows are in, and of each partition root once all are: without
+/// statistics replay and, after the cutover, the application would scan.
+fn analyzes(leaves: &[Leaf]) -> Vec<Task> {
+    let analyze = |relid: u32, stage: i32, table: &TableName| {
+        let statement = sql!("analyze {}", table).as_str().to_owned();
+        build_task(relid, stage, format!("ANALYZE {table}"), vec![statement])
+    };
+    let roots: BTreeSet<&TableName> = leaves.iter().filter_map(|leaf| leaf.root.as_ref()).collect();
+    leaves
+        .iter()
+        .filter(|leaf| leaf.blocks > 0 && !leaf.through_root)
+        .map(|leaf| analyze(leaf.relid, TABLE_BUILD_STAGE, &leaf.target))
+        .chain(roots.into_iter().map(|root| analyze(0, ANALYZE_ROOTS_STAGE, root)))
+        .collect()
 }
 
 /// An extension gives its condition with the word WHERE.

@@ -51,9 +51,13 @@ pub async fn leaves(session: &Session, filter: &Filter) -> Result<Vec<Leaf>> {
          / current_setting('block_size')::bigint,
        c.relpersistence = 'u',
        case when c.relispartition
-            then pg_catalog.pg_get_partition_constraintdef(c.oid) end
+            then pg_catalog.pg_get_partition_constraintdef(c.oid) end,
+       rn.nspname::text, r.relname::text
   from pg_catalog.pg_class c
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  left join pg_catalog.pg_class r
+    on c.relispartition and r.oid = pg_catalog.pg_partition_root(c.oid)
+  left join pg_catalog.pg_namespace rn on rn.oid = r.relnamespace
  where c.relkind = 'r'
    and c.relpersistence <> 't'
    and n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'skein')
@@ -86,6 +90,9 @@ pub async fn leaves(session: &Session, filter: &Filter) -> Result<Vec<Leaf>> {
             unlogged: row.get(5),
             through_root: false,
             partition_constraint: row.get(6),
+            root: row.get::<_, Option<String>>(7).map(|schema| {
+                TableName::new(schema, row.get::<_, Option<String>>(8).unwrap_or_default())
+            }),
             condition: None,
             append_only: false,
         });
@@ -235,6 +242,7 @@ pub async fn leaf(session: &Session, relid: u32, condition: &str) -> Result<Opti
         unlogged: row.get(4),
         through_root: false,
         partition_constraint: None,
+        root: None,
         condition: (!condition.is_empty()).then(|| condition.to_owned()),
         append_only: false,
     }))

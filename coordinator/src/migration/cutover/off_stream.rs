@@ -1,0 +1,78 @@
+//! Rows that the stream does not carry: unlogged tables, and configuration tables of extensions.
+//!
+//! In: the plan in the target. Out: the same rows on both ends. Promise: copied anew behind the fence,
+//! each table in one target transaction behind the epoch's fence row, so that a kill leaves the
+//! old rows or the new ones.
+
+use crate::{migration::context::Context, plan::Leaf, target};
+use bytes::{Bytes, BytesMut};
+use futures::SinkExt as _;
+use pg::{Error, Result, Sql, sql, sql::Idents};
+use std::pin::pin;
+
+/// COPY data is handed on in pieces of this size.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// Copies again what the plan has and the stream does not carry. `Ok(false)`: fenced.
+///
+/// # Errors
+/// What either server refused.
+pub async fn copy(context: &Context) -> Result<bool> {
+    let target = context.target_session("unlogged", 0).await?;
+    let rows = target
+        .query(
+            &sql!(
+                "select plan::text from skein.relation
+ where (plan->>'unlogged')::boolean or plan->>'condition' is not null order by relid"
+            ),
+            &[],
+        )
+        .await?;
+    for row in rows {
+        let leaf: Leaf = serde_json::from_str(row.get(0))
+            .map_err(|error| Error::Result(format!("plan of a table: {error}")))?;
+        if !copy_one(context, &leaf).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+async fn copy_one(context: &Context, leaf: &Leaf) -> Result<bool> {
+    let source = context.source_session("unlogged", leaf.relid).await?;
+    let target = context.target_session("unlogged", leaf.relid).await?;
+    let condition = match &leaf.condition {
+        Some(condition) => Sql::trusted(format!(" where {condition}")),
+        None => Sql::from(""),
+    };
+    target.batch(&sql!("begin")).await?;
+    if target.query_opt(&target::fence(context.epoch), &[]).await?.is_none() {
+        return Ok(false);
+    }
+    target.batch(&sql!("delete from only {}{}", leaf.target, condition)).await?;
+    let columns = Idents(&leaf.columns);
+    let mut rows = source
+        .copy_out(&sql!(
+            "copy (select {} from only {}{}) to stdout",
+            columns,
+            leaf.source,
+            condition
+        ))
+        .await?;
+    // A table without columns: `copy t () from stdin` is no syntax, `copy t from stdin` is.
+    let list = if leaf.columns.is_empty() { Sql::from("") } else { sql!("({})", columns) };
+    let sink = target.copy_in(&sql!("copy {} {} from stdin", leaf.target, list)).await?;
+    let mut sink = pin!(sink);
+    let mut piece = BytesMut::new();
+    while let Some(row) = rows.next().await {
+        piece.extend_from_slice(&row?);
+        if piece.len() >= PIECE_BYTES {
+            sink.send(piece.split().freeze()).await.map_err(Error::from)?;
+        }
+    }
+    let rest: Bytes = piece.freeze();
+    sink.send(rest).await.map_err(Error::from)?;
+    sink.finish().await.map_err(Error::from)?;
+    target.batch(&sql!("commit")).await?;
+    Ok(true)
+}
