@@ -56,7 +56,7 @@ check: prepare
 	.ci/file-size
 	.ci/architecture
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
-	RUSTDOCFLAGS="-D warnings --document-private-items" $(CARGO) doc --workspace --no-deps --quiet
+	RUSTDOCFLAGS="-D warnings --document-private-items -A rustdoc::private_intra_doc_links" $(CARGO) doc --workspace --no-deps --quiet
 ifeq ($(HAS_DENY),yes)
 	$(CARGO) deny --log-level error check bans licenses sources
 else
