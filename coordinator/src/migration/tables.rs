@@ -8,6 +8,8 @@
 //! The stream says nothing of any of it. Promise: no such table is passed over in silence; looked
 //! for while running, and once more behind the fence.
 
+mod partition;
+
 use super::{
     connect::refused,
     context::Context,
@@ -24,7 +26,8 @@ use crate::{
     },
     target,
 };
-use pg::{Session, Settings, Sql, TableName, sql, sql::Ident};
+use partition::{exists, make_target};
+use pg::{Session, Settings, Sql, TableName, sql};
 use proto::status::{Classify as _, Report};
 use std::{collections::HashSet, time::Duration};
 use tokio::time::Instant;
@@ -309,14 +312,6 @@ fn changed(names: &[String]) -> Report {
         .with_detail(format!("{}. The stream does not carry such changes.", names.join("; ")))
 }
 
-async fn exists(session: &Session, table: &TableName) -> Result<bool, Report> {
-    let row = session
-        .query_one(&sql!("select to_regclass($1) is not null"), &[&table.to_string()])
-        .await
-        .map_err(|error| refused("look for a table", &error))?;
-    Ok(row.get(0))
-}
-
 async fn forget(context: &Context, session: &Session, relids: &[u32]) -> Result<(), Report> {
     if relids.is_empty() {
         return Ok(());
@@ -333,80 +328,6 @@ delete from skein.relation where relid in ({});",
         Ok(false) => Err(replan::fenced_out()),
         Err(error) => Err(refused("forget a dropped table", &error)),
     }
-}
-
-/// The target's table for a fresh leaf: a partition of a root that is there is made; any other
-/// has to stand there already, with the same columns.
-async fn make_target(
-    source: &Session,
-    context: &Context,
-    target: &Session,
-    (leaf, names): (&Leaf, &[String]),
-) -> Result<(), Report> {
-    if leaf.through_root {
-        return Ok(());
-    }
-    if !exists(target, &leaf.target).await? {
-        let row = source
-            .query_opt(
-                &sql!(
-                    "select n.nspname::text, p.relname::text,
-       pg_catalog.pg_get_expr(c.relpartbound, c.oid), pg_catalog.pg_get_userbyid(c.relowner)::text
-  from pg_catalog.pg_class c
-  join pg_catalog.pg_inherits i on i.inhrelid = c.oid
-  join pg_catalog.pg_class p on p.oid = i.inhparent
-  join pg_catalog.pg_namespace n on n.oid = p.relnamespace
- where c.oid = $1 and c.relispartition"
-                ),
-                &[&leaf.relid],
-            )
-            .await
-            .map_err(|error| refused("read a partition's bounds", &error))?;
-        let Some(row) = row else { return Err(by_hand(leaf, names)) };
-        let parent = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        if !exists(target, &parent).await? {
-            return Err(by_hand(leaf, names));
-        }
-        let statements = sql!(
-            "create table {} partition of {} {}; alter table {} owner to {};",
-            leaf.target,
-            parent,
-            Sql::trusted(row.get::<_, String>(2)),
-            leaf.target,
-            Ident(row.get(3))
-        );
-        match target::fenced(target, context.epoch, &statements).await {
-            Ok(true) => {}
-            Ok(false) => return Err(replan::fenced_out()),
-            Err(error) => return Err(refused("make a new partition on the target", &error)),
-        }
-    }
-    let row = target
-        .query_one(
-            &sql!(
-                "select coalesce(array_agg(a.attname::text order by a.attname), '{}')
-  from pg_catalog.pg_attribute a
- where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
-   and a.attgenerated = ''"
-            ),
-            &[&leaf.target.to_string()],
-        )
-        .await
-        .map_err(|error| refused("read the target's table", &error))?;
-    let mut columns = leaf.columns.clone();
-    columns.sort();
-    if row.get::<_, Vec<String>>(0) != columns {
-        return Err(by_hand(leaf, names));
-    }
-    Ok(())
-}
-
-fn by_hand(leaf: &Leaf, names: &[String]) -> Report {
-    changed(names).with_hint(format!(
-        "Make {} on the target as it is on the source (pg_dump --schema-only --table), \
-         then run: skein resume. It is copied then.",
-        leaf.source
-    ))
 }
 
 #[cfg(test)]
