@@ -197,22 +197,22 @@ impl Registry {
     /// Keeps as many worker processes as the migrations ask for, until cancelled; then waits for
     /// workers and drivers to end.
     pub async fn supervise(&self) {
-        let slots = self.list().first().map_or(0, |handle| copy_options(handle).worker_slots);
-        let slots = if slots == 0 { DEFAULT_SLOTS } else { slots };
         let mut busy_at = Instant::now();
-        let mut supervisor = Supervisor::new(self.config.clone(), slots, self.token.child_token());
+        let mut supervisor = Supervisor::new(self.config.clone(), self.token.child_token());
         loop {
-            let wanted = self
+            let started: Vec<v1::CopyOptions> = self
                 .list()
                 .iter()
                 .filter(|handle| handle.shared.record().started)
-                .map(|handle| match copy_options(handle).workers {
-                    0 => DEFAULT_WORKERS,
-                    workers => workers,
-                })
-                .max()
-                .unwrap_or(0);
-            supervisor.grow(self.config.workers.unwrap_or(wanted));
+                .map(copy_options)
+                .collect();
+            let most = |of: fn(&v1::CopyOptions) -> u32, default: u32| {
+                let asked = started.iter().map(of);
+                asked.map(|asked| if asked == 0 { default } else { asked }).max()
+            };
+            let wanted = most(|copy| copy.workers, DEFAULT_WORKERS).unwrap_or(0);
+            let slots = most(|copy| copy.worker_slots, DEFAULT_SLOTS).unwrap_or(DEFAULT_SLOTS);
+            supervisor.grow(self.config.workers.unwrap_or(wanted), slots);
             if !self.list().is_empty() {
                 busy_at = Instant::now();
             } else if self.config.exit_when_idle && busy_at.elapsed() >= IDLE {

@@ -23,19 +23,19 @@ const END_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Supervisor {
     config: Config,
-    slots: u32,
     processes: JoinSet<()>,
     token: CancellationToken,
     count: u32,
 }
 
 impl Supervisor {
-    pub fn new(config: Config, slots: u32, token: CancellationToken) -> Self {
-        Self { config, slots, processes: JoinSet::new(), token, count: 0 }
+    pub fn new(config: Config, token: CancellationToken) -> Self {
+        Self { config, processes: JoinSet::new(), token, count: 0 }
     }
 
-    /// Starts workers up to `count`. Fewer are not stopped here: they are drained.
-    pub fn grow(&mut self, count: u32) {
+    /// Starts workers up to `count`, each of `slots` tasks at once. There are never fewer than
+    /// before: an idle one costs little.
+    pub fn grow(&mut self, count: u32, slots: u32) {
         while self.count < count {
             self.count += 1;
             let worker = Process {
@@ -43,7 +43,7 @@ impl Supervisor {
                 dir: self.config.dir.clone(),
                 socket: self.config.socket(),
                 number: self.count,
-                slots: self.slots,
+                slots,
             };
             let token = self.token.child_token();
             self.processes.spawn(async move { worker.keep_running(token).await });

@@ -157,6 +157,9 @@ impl Driver {
         match command {
             Command::Start | Command::Resume => {
                 self.not_before = Instant::now();
+                if self.flow.record().fault.is_some() {
+                    self.flow.reconnect().await;
+                }
                 self.flow.forgive();
                 self.pause = FIRST_PAUSE;
                 self.flow

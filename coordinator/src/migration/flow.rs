@@ -279,6 +279,20 @@ impl Flow {
         self.snapshots.release();
     }
 
+    /// Begins anew towards both servers, as a restarted coordinator would: a person mended
+    /// something, perhaps a password or an address. Snapshots stay held.
+    pub async fn reconnect(&mut self) {
+        self.token.cancel();
+        if let Some(stream) = self.stream.take() {
+            stream.stop().await;
+        }
+        while self.background.join_next().await.is_some() {}
+        self.token = CancellationToken::new();
+        self.shared.set_leases(None);
+        self.still = None;
+        self.context = None;
+    }
+
     /// Forgets leases and what is held: after an abort, or at cleanup.
     pub(super) async fn let_go(&mut self) {
         if let Some(stream) = self.stream.take() {
