@@ -326,6 +326,14 @@ fn done_words(context: &Context, migration: &v1::Migration) -> String {
     }
     lines.extend(migration.not_moved.iter().map(|left| format!("  {left}")));
     lines.push(String::new());
+    let unfence = migration.cutover.as_ref().map(|cutover| cutover.lift_sql.as_str());
+    if let Some(statements) = unfence.filter(|statements| !statements.is_empty()) {
+        lines.push(
+            "The old database stays read-only. Should it take writes again, on the source:".into(),
+        );
+        lines.extend(statements.lines().map(|line| format!("  {line}")));
+        lines.push(String::new());
+    }
     lines.push(format!("Compare every row:   {}", context.command(&format!("verify {name}"))));
     lines.push(format!("Then take Skein out: {}", context.command(&format!("cleanup {name}"))));
     lines.join("\n")

@@ -156,8 +156,11 @@ impl Shared {
         };
         let progress = self.progress(&stream, rates);
         let late_writes = stream.late_writes.clone();
-        let (lift_sql, deadline) = lock(&self.lift_sql).clone();
+        let (mut lift_sql, deadline) = lock(&self.lift_sql).clone();
         let outcome = record.cutover.clone().unwrap_or_default();
+        if lift_sql.is_empty() {
+            lift_sql.clone_from(&outcome.lift_sql);
+        }
         let end_lsn = match record.phase {
             Phase::Done { end_position } => end_position.into(),
             _ => stream.end_lsn,
