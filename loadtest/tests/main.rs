@@ -5,6 +5,10 @@
 #[cfg(test)]
 mod crashes;
 #[cfg(test)]
+mod every_type;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod kills;
 #[cfg(test)]
 mod moves;

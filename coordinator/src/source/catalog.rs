@@ -9,8 +9,9 @@ use std::collections::HashMap;
 
 /// Types whose binary form is the same on every server of version 13 to 18 and does not hold
 /// another object's number. Not among them: reg*, aclitem, money (depends on lc_monetary), xml
-/// (names an encoding), and everything that an extension or a user made, but for enums and
-/// domains over safe types; those arrive as text.
+/// (names an encoding), int2vector and oidvector (an empty one is sent as an array without
+/// dimensions, which is refused), and everything that an extension or a user made, but for enums
+/// and domains over safe types; those arrive as text.
 const BINARY_SAFE: &str = "('bool','bytea','char','name','int8','int2','int4','text','oid','tid',\
 'xid','cid','json','point','lseg','path','box','polygon','line','cidr','float4','float8',\
 'circle','macaddr8','macaddr','inet','bpchar','varchar','date','time','timestamp','timestamptz',\
@@ -135,7 +136,8 @@ async fn tables_without_binary(session: &Session) -> Result<std::collections::Ha
   select t.oid
     from pg_catalog.pg_type t join safe s
       on (t.typtype = 'd' and t.typbasetype = s.oid)
-      or (t.typcategory = 'A' and t.typelem = s.oid and t.oid < 16384)
+      or (t.typcategory = 'A' and t.typelem = s.oid and t.oid < 16384
+          and t.typname not in ('int2vector', 'oidvector'))
 )
 select distinct a.attrelid
   from pg_catalog.pg_attribute a

@@ -167,7 +167,8 @@ impl Run {
             let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let first = arguments.split(|byte| *byte == 0).next().unwrap_or_default();
             let first = PathBuf::from(String::from_utf8_lossy(first).into_owned());
-            first == wanted || first.as_os_str() == program
+            // pg_dump and pg_restore are started by their whole paths, wherever they lie.
+            first == wanted || first.file_name().is_some_and(|name| name == program)
         };
         self.marked().into_iter().filter(is_program).collect()
     }
