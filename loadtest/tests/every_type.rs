@@ -31,7 +31,10 @@ fn every_type_moves(source: Builder, target: Builder) {
     let finished = scenario.skein(&["cutover", NAME]);
     assert_eq!(finished.code(), Some(0), "{}\n{}", finished.stderr, scenario.run.logs());
     scenario.wait_for_phase(&["done"]);
-    let comparison = scenario.compare(&loadtest::check::Scope::default());
+    // An enum's hash is its OID's, which differs: rows lie in other partitions of the same root.
+    let by_root = ["enum_0", "enum_1"].map(|name| pg::TableName::new("part", name));
+    let scope = loadtest::check::Scope { except_tables: by_root.into(), ..Default::default() };
+    let comparison = scenario.compare(&scope);
     assert!(comparison.is_equal(), "{comparison}\n{}", scenario.run.logs());
     let verified = scenario.json(&["verify", NAME]);
     assert_eq!(verified["summary"]["different"], 0, "{verified:#}");

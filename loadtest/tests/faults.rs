@@ -44,12 +44,12 @@ fn under_fire(seed: u64, limit: Duration, mut harm: impl FnMut(&mut Scenario, &m
             migrate = scenario.migrate(&["--cutover", "auto"]);
         }
     }
-    if migrate.has_ended() {
-        migrate = scenario.migrate(&["--cutover", "auto"]);
-    }
     // A cutover that was lifted is asked for again, by hand.
     let begun = Instant::now();
     while phase(&scenario) != "done" {
+        if migrate.has_ended() {
+            migrate = scenario.migrate(&["--cutover", "auto"]);
+        }
         let status = scenario.status().unwrap_or_default();
         if status["phase"] == "ready" && status["cutover"]["state"] == "lifted" {
             scenario.skein(&["cutover", NAME]);

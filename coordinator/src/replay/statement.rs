@@ -46,7 +46,7 @@ impl Parameters {
 
     /// `$n` for a value that is compared with a column.
     fn compared(&mut self, value: &Value, column: &Column) -> Sql {
-        if let Some(oid) = column.row_type_oid {
+        if let Some(oid) = column.compared_type_oid {
             self.types.push((self.values.len(), oid));
         }
         self.add(value)

@@ -24,9 +24,10 @@ pub struct Column {
     pub equality: Sql,
     /// Base or enum type with a btree: its equality may narrow a search through an index.
     pub indexable: bool,
-    /// The row type of a composite column: a comparison would take its parameter for any record,
-    /// which has no input function.
-    pub row_type_oid: Option<u32>,
+    /// The type that a compared parameter must be told: of a composite column, which would be taken
+    /// for any record, which has no input function; and of a type that borrows its equality, such
+    /// as regclass, whose names oid does not read.
+    pub compared_type_oid: Option<u32>,
 }
 
 /// A table of the target.
@@ -102,12 +103,15 @@ pub async fn read(
             equality,
             indexable: row.get(11),
             required: row.get(13),
-            row_type_oid: row.get(14),
+            compared_type_oid: row.get(14),
         });
     }
     Ok(found.into_iter().map(|(name, table)| (name, Arc::new(table))).collect())
 }
 
+/// Parts are materialised: on a target whose catalogs nobody has analyzed yet, the server would
+/// run them once for each column (minutes for 275 tables).
+///
 /// One row per column of each table; `lane_key` is true for a column of a key by which lanes may
 /// be chosen. Byte-equal types: rules, part 5.
 fn catalog_query() -> Sql {
@@ -118,13 +122,13 @@ fn catalog_query() -> Sql {
   join pg_namespace n on n.nspname = w.schema_name
   join pg_class c on c.relnamespace = n.oid and c.relname = w.table_name
   where c.relkind in ('r', 'p')
-), keyed as (
+), keyed as materialized (
   select i.indrelid, min(i.indexrelid::bigint)::oid as indexrelid
   from named join pg_index i on i.indrelid = named.oid
   where i.indisunique or i.indisexclusion
   group by i.indrelid
   having count(*) = 1
-), key as (
+), key as materialized (
   select i.indrelid, i.indkey::int2[] as columns, i.indnkeyatts
   from keyed join pg_index i using (indexrelid)
   join named on named.oid = i.indrelid and named.relkind = 'r'
@@ -142,6 +146,16 @@ fn catalog_query() -> Sql {
            'bool'::regtype, 'int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype,
            'uuid'::regtype, 'date'::regtype, 'timestamp'::regtype, 'timestamptz'::regtype,
            'bytea'::regtype, 'macaddr'::regtype, 'text'::regtype, 'varchar'::regtype)))
+), eq as materialized (
+  select distinct on (c.opcintype) c.opcintype, n.nspname, p.oprname
+  from pg_opclass c
+  join pg_am m on m.oid = c.opcmethod and m.amname = 'btree'
+  join pg_amop o on o.amopfamily = c.opcfamily and o.amopstrategy = 3
+    and o.amoplefttype = c.opcintype and o.amoprighttype = c.opcintype
+  join pg_operator p on p.oid = o.amopopr
+  join pg_namespace n on n.oid = p.oprnamespace
+  where c.opcdefault
+  order by c.opcintype, c.oid
 )
 select named.nspname::text, named.relname::text, named.relkind = 'p', a.attnum,
   a.attname::text, a.atttypid, a.atttypmod, a.attgenerated <> '', a.attidentity = 'a',
@@ -151,23 +165,15 @@ select named.nspname::text, named.relname::text, named.relkind = 'p', a.attnum,
          or coalesce(b.oid, t.oid) = 'varchar'::regtype), false),
   coalesce(a.attnum = any((key.columns)[0:key.indnkeyatts - 1]), false),
   a.attnotnull and not a.atthasdef and a.attidentity = '',
-  case when coalesce(b.typtype, t.typtype) = 'c' then coalesce(b.oid, t.oid) end
+  case when coalesce(b.typtype, t.typtype) = 'c'
+         or coalesce(b.typtype, t.typtype) = 'b' and eq.oprname is null
+            and coalesce(b.typcategory, t.typcategory) <> 'A' then coalesce(b.oid, t.oid) end
 from named
 left join pg_attribute a on a.attrelid = named.oid and a.attnum > 0 and not a.attisdropped
 left join pg_type t on t.oid = a.atttypid
 left join pg_type b on b.oid = t.typbasetype
 left join key on key.indrelid = named.oid
-left join lateral (
-  select n.nspname, p.oprname
-  from pg_opclass c
-  join pg_am m on m.oid = c.opcmethod and m.amname = 'btree'
-  join pg_amop o on o.amopfamily = c.opcfamily and o.amopstrategy = 3
-    and o.amoplefttype = c.opcintype and o.amoprighttype = c.opcintype
-  join pg_operator p on p.oid = o.amopopr
-  join pg_namespace n on n.oid = p.oprnamespace
-  where c.opcdefault and c.opcintype = coalesce(b.oid, t.oid)
-  limit 1
-) eq on true
+left join eq on eq.opcintype = coalesce(b.oid, t.oid)
 order by named.nspname, named.relname, a.attnum"
     )
 }
@@ -188,7 +194,7 @@ pub(crate) fn sample(name: &str, columns: &[&str], key: Option<Vec<usize>>) -> T
                 generated: false,
                 identity_always: false,
                 required: false,
-                row_type_oid: None,
+                compared_type_oid: None,
                 equality: sql!("operator(pg_catalog.=)"),
                 indexable: true,
             })
