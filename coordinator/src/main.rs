@@ -2,8 +2,12 @@
 
 use anyhow::Context as _;
 use clap::Parser;
-use coordinator::{config, config::Config, registry::Registry, server, store::embedded::Embedded};
-use std::{fs, os::unix::fs::DirBuilderExt as _, path::PathBuf, process::ExitCode, sync::Arc};
+use coordinator::{config, config::Config, registry::Registry, server, store};
+use proto::status::{Classify as _, ErrorClass, Report};
+use std::{
+    fs, os::unix::fs::DirBuilderExt as _, path::PathBuf, process::ExitCode, sync::Arc,
+    time::Duration,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +34,9 @@ struct Arguments {
     print_default_config: bool,
 }
 
+/// Pause before the state store is asked again at start.
+const STORE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 /// Exit code when another coordinator holds the directory (EX_TEMPFAIL of sysexits.h).
 const ALREADY_RUNNING: u8 = 75;
 
@@ -54,9 +61,7 @@ fn start(arguments: Arguments) -> anyhow::Result<ExitCode> {
             .with_context(|| format!("could not read {}", path.display()))?,
         None => String::new(),
     };
-    let mut config = Config::load(&text, arguments.dir).map_err(|report| {
-        anyhow::anyhow!("{report}\ndetail: {}\nhint:   {}", report.detail, report.hint)
-    })?;
+    let mut config = Config::load(&text, arguments.dir).map_err(told)?;
     config.exit_when_idle = arguments.exit_when_idle;
     fs::DirBuilder::new()
         .recursive(true)
@@ -74,12 +79,36 @@ fn start(arguments: Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A report with all its parts, for standard error.
+fn told(report: Report) -> anyhow::Error {
+    anyhow::anyhow!("{report}\ndetail: {}\nhint:   {}", report.detail, report.hint)
+}
+
+/// The registry, once the store answers: after a power cut etcd may come up after us.
+async fn opened(
+    config: &Config,
+    store: store::Shared,
+    token: &CancellationToken,
+) -> anyhow::Result<Arc<Registry>> {
+    loop {
+        let store = store::Shared::clone(&store);
+        match Registry::open(config.clone(), store, token.clone()).await {
+            Ok(registry) => return Ok(registry),
+            Err(error) if error.class() == ErrorClass::Transient => {
+                tracing::warn!(%error, "waiting for the state store");
+                tokio::time::sleep(STORE_AGAIN_AFTER).await;
+            }
+            Err(error) => return Err(told(error.report())),
+        }
+    }
+}
+
 async fn run(config: Config) -> anyhow::Result<()> {
     let _telemetry = telemetry::init(telemetry::Options::new("skein-coordinator"))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), dir = %config.dir.display(), "starting");
     let token = CancellationToken::new();
-    let store = Arc::new(Embedded::open(&config.dir.join("state.redb"))?);
-    let registry = Registry::open(config.clone(), store, token.clone()).await?;
+    let store = config.store.open(&config.dir).map_err(told)?;
+    let registry = opened(&config, store, &token).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // A hang-up of the terminal it was started from is not meant for it.

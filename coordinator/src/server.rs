@@ -55,7 +55,8 @@ pub async fn serve(
         UnixListenerStream::new(listener),
         token.clone().cancelled_owned(),
     );
-    if let Some(address) = config.listen {
+    if let Some(listen) = &config.listen {
+        let address = listen.address;
         let listener = TcpListener::bind(address).await?;
         tracing::info!(%address, "listening");
         let tcp = router(&registry).await?.serve_with_incoming_shutdown(

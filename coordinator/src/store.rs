@@ -1,9 +1,6 @@
 //! What is kept about migrations, and why.
 //!
-//! ```text
-//! /migration/NAME   Record: spec, phase, fault, slot, spool id, snapshot names
-//! ```
-//! Small, and written before the step that it announces runs. Not here: rows and positions
+//! The keys stand in [`key`], the records in [`record`]. Small, and written before the step that it announces runs. Not here: rows and positions
 //! (target, schema `skein`), WAL (spool), leases (the target's task row issues the token; who
 //! holds it is in the leader's memory and in that row).
 //!
@@ -11,6 +8,8 @@
 //! only after the durable write.
 
 pub mod embedded;
+pub mod etcd;
+pub mod key;
 pub mod record;
 
 use proto::status::{Classify, ErrorClass};
@@ -34,6 +33,8 @@ pub enum Error {
     Conflict { key: String },
     #[error("state store cannot be used: {reason}")]
     Unusable { reason: String },
+    #[error("state store refuses this coordinator: {reason}")]
+    Refused { reason: String },
     #[error("record \"{key}\" cannot be read")]
     Unreadable { key: String, source: serde_json::Error },
     #[error("record \"{key}\" is of version {found}, this program knows {known}")]
@@ -46,13 +47,14 @@ impl Classify for Error {
             Self::Conflict { .. } => ErrorClass::Conflict,
             Self::Unusable { .. } => ErrorClass::Transient,
             Self::Unreadable { .. } => ErrorClass::Bug,
-            Self::Newer { .. } => ErrorClass::Definite,
+            Self::Refused { .. } | Self::Newer { .. } => ErrorClass::Definite,
         }
     }
     fn reason(&self) -> &'static str {
         match self {
             Self::Conflict { .. } => "STORE_CONFLICT",
             Self::Unusable { .. } => "STORE_UNUSABLE",
+            Self::Refused { .. } => "STORE_REFUSED",
             Self::Unreadable { .. } => "STORE_UNREADABLE",
             Self::Newer { .. } => "STORE_NEWER",
         }
@@ -60,6 +62,9 @@ impl Classify for Error {
     fn hint(&self) -> String {
         match self {
             Self::Newer { .. } => "Run the newer program again, or upgrade this one.".to_owned(),
+            Self::Refused { .. } => {
+                "See [store.etcd] of the configuration: user, password and certificates.".to_owned()
+            }
             Self::Conflict { .. } | Self::Unusable { .. } | Self::Unreadable { .. } => {
                 String::new()
             }

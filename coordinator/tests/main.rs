@@ -23,4 +23,6 @@ mod slot;
 #[cfg(test)]
 mod stand;
 #[cfg(test)]
+mod store_contract;
+#[cfg(test)]
 mod watch;

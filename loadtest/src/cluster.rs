@@ -3,7 +3,9 @@
 //! Promise: what is started here is stopped when its handle is dropped, and dies with the process
 //! that started it, kill -9 included; nothing is left in the temporary directory.
 
+pub mod certificate;
 pub mod collector;
+pub mod etcd;
 pub mod port;
 pub mod postgres;
 pub mod process;

@@ -1,9 +1,10 @@
-//! The public contract: messages and services of `migration/v1`, and the error that travels
-//! with a gRPC status.
+//! The public contract: messages and services of `migration/v1`, the token that a request
+//! carries, and the error that travels with a gRPC status.
 //!
-//! In: `.proto` files. Out: [`migration::v1`], [`status`]. Promise: no database or state
-//! store code, so that the command line stays light.
+//! In: `.proto` files. Out: [`migration::v1`], [`authorization`], [`status`].
+//! Promise: no database or state store code, so that the command line stays light.
 
+pub mod authorization;
 pub mod status;
 
 /// Generated from `proto/migration/v1`.

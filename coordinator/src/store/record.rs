@@ -2,7 +2,7 @@
 //!
 //! Holds no secret: the spec names one. Wall-clock times are for display only.
 
-use super::{Error, Revision, Shared};
+use super::{Error, Revision, Shared, key};
 use crate::migration::phase::Phase;
 use proto::{status::Report, v1::MigrationSpec};
 use serde::{Deserialize, Serialize};
@@ -114,14 +114,6 @@ impl Record {
     }
 }
 
-/// Key of a migration's record.
-pub fn key(name: &str) -> String {
-    format!("/migration/{name}")
-}
-
-/// Prefix of all records.
-pub const PREFIX: &str = "/migration/";
-
 /// Reads a stored record.
 ///
 /// # Errors
@@ -157,7 +149,8 @@ impl Stored {
     /// # Errors
     /// [`Error::Conflict`] when one of that name exists.
     pub async fn create(store: Shared, record: Record) -> Result<Self, Error> {
-        let revision = store.put_if(&key(&record.spec.name), encode(&record)?, None).await?;
+        let revision =
+            store.put_if(&key::migration(&record.spec.name), encode(&record)?, None).await?;
         Ok(Self { store, record, revision })
     }
 
@@ -167,7 +160,7 @@ impl Stored {
     /// When the store or a record cannot be read.
     pub async fn list(store: &Shared) -> Result<Vec<Self>, Error> {
         let mut all = Vec::new();
-        for (key, versioned) in store.list(PREFIX).await? {
+        for (key, versioned) in store.list(key::MIGRATIONS).await? {
             let record = decode(&key, &versioned.value)?;
             let revision = versioned.revision;
             all.push(Self { store: Shared::clone(store), record, revision });
@@ -185,7 +178,7 @@ impl Stored {
         if changed == self.record {
             return Ok(());
         }
-        let key = key(&changed.spec.name);
+        let key = key::migration(&changed.spec.name);
         self.revision = self.store.put_if(&key, encode(&changed)?, Some(self.revision)).await?;
         self.record = changed;
         Ok(())
@@ -196,13 +189,13 @@ impl Stored {
     /// # Errors
     /// [`Error::Conflict`] when someone changed it meanwhile.
     pub async fn delete(self) -> Result<(), Error> {
-        self.store.delete_if(&key(&self.record.spec.name), self.revision).await
+        self.store.delete_if(&key::migration(&self.record.spec.name), self.revision).await
     }
 }
 
 fn encode(record: &Record) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(record)
-        .map_err(|source| Error::Unreadable { key: key(&record.spec.name), source })
+        .map_err(|source| Error::Unreadable { key: key::migration(&record.spec.name), source })
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 
 mod builder;
 mod template;
-mod watchdog;
+pub(super) mod watchdog;
 
 pub use builder::Builder;
 

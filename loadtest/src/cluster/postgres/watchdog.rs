@@ -34,14 +34,18 @@ fi
 "#;
 
 #[derive(Debug)]
-pub(super) struct Watchdog {
+pub(in crate::cluster) struct Watchdog {
     shell: Child,
     pipe: ChildStdin,
     server_pid: i32,
 }
 
 impl Watchdog {
-    pub(super) fn start(words: &[String], log: &Path, directory: &Path) -> Result<Self> {
+    pub(in crate::cluster) fn start(
+        words: &[String],
+        log: &Path,
+        directory: &Path,
+    ) -> Result<Self> {
         let mut shell = Command::new("sh")
             .args(["-c", SCRIPT, "watchdog"])
             .arg(log)
@@ -72,19 +76,19 @@ impl Watchdog {
         Ok(Self { shell, pipe, server_pid })
     }
 
-    pub(super) fn server_pid(&self) -> i32 {
+    pub(in crate::cluster) fn server_pid(&self) -> i32 {
         self.server_pid
     }
 
     /// Whether the server is gone. It is the shell's child, so it stays a zombie until waited for.
-    pub(super) fn has_ended(&mut self) -> bool {
+    pub(in crate::cluster) fn has_ended(&mut self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.server_pid));
         let after = |stat: String| stat.rsplit_once(')').map(|(_, after)| after.to_owned());
         stat.ok().and_then(after).is_none_or(|after| after.trim_start().starts_with('Z'))
     }
 
     /// Waits for the end of a server that was told to end; false when it is killed at the deadline.
-    pub(super) fn wait(mut self, deadline: Duration) -> bool {
+    pub(in crate::cluster) fn wait(mut self, deadline: Duration) -> bool {
         let _ = self.pipe.write_all(b"stop\n");
         let begun = Instant::now();
         loop {
