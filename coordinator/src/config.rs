@@ -55,7 +55,7 @@ pub const DEFAULT_FILE: &str = "\
 [store]
 kind = \"embedded\"
 
-# kind = \"etcd\". One prefix per cluster of coordinators; password: env:NAME or file:PATH.
+# With kind = \"etcd\"; one prefix per cluster of coordinators, password as env:NAME or file:PATH.
 # [store.etcd]
 # endpoints = [\"https://etcd1:2379\", \"https://etcd2:2379\", \"https://etcd3:2379\"]
 # prefix = \"/skein/main\"
