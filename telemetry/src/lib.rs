@@ -18,7 +18,9 @@
 //! ```
 //! Promise: without the variable nothing is opened and nothing is sent; with it, a collector that
 //! is away costs nothing but what could not be sent. The standard `OTEL_*` variables are
-//! honoured. It owns its runtime, so that the guard may be dropped anywhere.
+//! honoured. It owns its runtime, so that the guard may be dropped anywhere. The driver of
+//! PostgreSQL is never heard, whatever a filter says: it prints parameters, statements (those with
+//! passwords, too) and notices, in which a function of the user's may have put a row.
 
 pub mod field;
 pub mod metric;
@@ -39,9 +41,11 @@ use std::{
     time::Duration,
 };
 use tokio::runtime::Runtime;
+use tracing::{Metadata, level_filters::LevelFilter};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
-    layer::SubscriberExt as _,
+    filter::{FilterExt as _, FilterFn, filter_fn},
+    layer::{Filter, SubscriberExt as _},
     util::{SubscriberInitExt as _, TryInitError},
 };
 
@@ -190,7 +194,15 @@ fn log_layer(options: &Options) -> Result<BoxedLayer, Error> {
             if json { layer.json().boxed() } else { layer.boxed() }
         }
     };
-    Ok(layer.with_filter(filter).boxed())
+    Ok(layer.with_filter(without_values(filter)).boxed())
+}
+
+/// A filter that lets nothing of the driver through: a directive could be overruled by one for a
+/// module of it.
+fn without_values(filter: EnvFilter) -> impl Filter<Registry> {
+    let others: FilterFn<fn(&Metadata<'_>) -> bool> =
+        filter_fn(|metadata| !metadata.target().starts_with("tokio_postgres"));
+    filter.and(others.with_max_level_hint(LevelFilter::TRACE))
 }
 
 fn trace_layer(guard: &mut Guard, resource: Resource) -> Result<BoxedLayer, Error> {
@@ -200,7 +212,10 @@ fn trace_layer(guard: &mut Guard, resource: Resource) -> Result<BoxedLayer, Erro
     let tracer = provider.tracer("skein");
     global::set_tracer_provider(provider.clone());
     guard.tracer = Some(provider);
-    Ok(tracing_opentelemetry::layer().with_tracer(tracer).with_filter(EnvFilter::new(SENT)).boxed())
+    Ok(tracing_opentelemetry::layer()
+        .with_tracer(tracer)
+        .with_filter(without_values(EnvFilter::new(SENT)))
+        .boxed())
 }
 
 fn sent_log_layer(guard: &mut Guard, resource: Resource) -> Result<BoxedLayer, Error> {
@@ -209,7 +224,7 @@ fn sent_log_layer(guard: &mut Guard, resource: Resource) -> Result<BoxedLayer, E
         SdkLoggerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
     let layer = OpenTelemetryTracingBridge::new(&provider);
     guard.logger = Some(provider);
-    Ok(layer.with_filter(EnvFilter::new(SENT)).boxed())
+    Ok(layer.with_filter(without_values(EnvFilter::new(SENT))).boxed())
 }
 
 /// Whether a signal is to be sent (opentelemetry.io/docs/specs/otel/configuration, variables).
@@ -230,4 +245,26 @@ fn resource(service_name: &'static str) -> Resource {
         builder = builder.with_service_name(service_name);
     }
     builder.build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_driver_is_not_heard_whatever_the_filter_says() {
+        let path = std::env::temp_dir().join(format!("skein-telemetry-{}", std::process::id()));
+        let filter = "trace,tokio_postgres::query=trace".to_owned();
+        let log = Log::File(path.clone());
+        let options = Options { log, filter, ..Options::new("x") };
+        let layers = vec![log_layer(&options).unwrap()];
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layers), || {
+            tracing::debug!(target: "tokio_postgres::query", "parameters: [4111]");
+            tracing::info!(target: "tokio_postgres::connection", "NOTICE: row 4111");
+            tracing::debug!(target: "skein", "heard");
+        });
+        let written = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(written.contains("heard") && !written.contains("4111"), "{written}");
+    }
 }
