@@ -17,13 +17,13 @@ pub(crate) mod watch;
 pub(crate) mod workers;
 
 use crate::{
-    connect::{self, Client, Place, quoted},
+    connect::{self, Client, Credentials, Place, quoted},
     output::{self, Form},
     report::{Exit, Failure},
     view,
 };
 use proto::{status::Report, v1};
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 use tonic::Request;
 
 /// Longest wait for an answer that needs a look at the two servers at most.
@@ -36,7 +36,7 @@ pub(crate) const CHECK_TIMEOUT: Duration = Duration::from_secs(300);
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     pub(crate) place: Place,
-    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) credentials: Credentials,
     pub(crate) form: Form,
 }
 
@@ -51,8 +51,12 @@ pub(crate) struct NameArg {
 impl Context {
     /// Connects to a coordinator that runs already.
     pub(crate) async fn connect(&self) -> Result<Client, Failure> {
-        let channel = connect::channel(&self.place, self.ca_file.as_deref()).await;
-        channel.map(connect::client).map_err(|error| unanswered(&error))
+        let channel = connect::channel(&self.place, &self.credentials).await;
+        let token = match &self.place {
+            Place::Url(_) => self.credentials.token.as_ref(),
+            Place::Dir(_) | Place::Socket(_) => None,
+        };
+        channel.map(|channel| connect::client(channel, token)).map_err(|error| unanswered(&error))
     }
 
     /// A `skein` command that reaches the same coordinator from the same machine.
@@ -113,6 +117,7 @@ pub(crate) fn unanswered(error: &connect::Error) -> Failure {
     let exit = match error {
         connect::Error::Unreachable { .. } => Exit::Unreachable,
         connect::Error::Address { .. }
+        | connect::Error::Open { .. }
         | connect::Error::Authorities { .. }
         | connect::Error::NoDirectory
         | connect::Error::SocketPath { .. } => Exit::Usage,

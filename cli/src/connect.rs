@@ -10,6 +10,7 @@
 
 use hyper_util::rt::TokioIo;
 use proto::{
+    authorization::{self, Secret},
     status::{Classify, ErrorClass},
     v1::operator_service_client::OperatorServiceClient,
 };
@@ -18,15 +19,40 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use telemetry::propagate::Inject;
 use tokio::net::UnixStream;
 use tonic::{
-    service::interceptor::InterceptedService,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri},
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri},
 };
 
-/// The coordinator's operator service; each call carries the command's trace.
-pub(crate) type Client = OperatorServiceClient<InterceptedService<Channel, Inject>>;
+/// The coordinator's operator service; each call carries the command's trace and our token.
+pub(crate) type Client = OperatorServiceClient<InterceptedService<Channel, Outgoing>>;
+
+/// What every request carries.
+#[derive(Clone, Debug)]
+pub(crate) struct Outgoing {
+    bearer: Option<MetadataValue<Ascii>>,
+}
+
+impl Interceptor for Outgoing {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        telemetry::propagate::inject(request.metadata_mut());
+        authorization::carry(request.metadata_mut(), self.bearer.as_ref());
+        Ok(request)
+    }
+}
+
+/// What a coordinator elsewhere is trusted by, and trusts. For https alone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Credentials {
+    /// Certificate authorities; None: the system's.
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Our certificate and its key, where one is asked for.
+    pub(crate) identity: Option<(PathBuf, PathBuf)>,
+    pub(crate) token: Option<Secret>,
+}
 
 /// Time for TCP, TLS and HTTP/2. A coordinator two continents away needs under 2 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,7 +100,9 @@ pub(crate) enum Error {
     Unreachable { place: Place, cause: String },
     #[error("\"{url}\" is not a coordinator's address")]
     Address { url: String },
-    #[error("could not read certificate authorities from \"{}\"", path.display())]
+    #[error("\"{url}\" is off this machine and not https")]
+    Open { url: String },
+    #[error("could not read certificates from \"{}\"", path.display())]
     Authorities { path: PathBuf, source: io::Error },
     #[error("there is no state directory: neither --dir nor XDG_STATE_HOME nor HOME is set")]
     NoDirectory,
@@ -87,6 +115,7 @@ impl Classify for Error {
         match self {
             Self::Unreachable { .. } => ErrorClass::Transient,
             Self::Address { .. }
+            | Self::Open { .. }
             | Self::Authorities { .. }
             | Self::NoDirectory
             | Self::SocketPath { .. } => ErrorClass::Definite,
@@ -96,7 +125,7 @@ impl Classify for Error {
     fn reason(&self) -> &'static str {
         match self {
             Self::Unreachable { .. } => "COORDINATOR_UNREACHABLE",
-            Self::Address { .. } => "COORDINATOR_ADDRESS",
+            Self::Address { .. } | Self::Open { .. } => "COORDINATOR_ADDRESS",
             Self::Authorities { .. } => "CA_FILE",
             Self::NoDirectory | Self::SocketPath { .. } => "STATE_DIRECTORY",
         }
@@ -108,6 +137,7 @@ impl Classify for Error {
                 format!("A Unix socket's path has at most {} bytes.", SOCKET_PATH_MAX - 1)
             }
             Self::Unreachable { cause, .. } => format!("Cause: {cause}."),
+            Self::Open { .. } => "A token and SQL would pass in the clear.".to_owned(),
             Self::Address { .. } | Self::Authorities { .. } | Self::NoDirectory => String::new(),
         }
     }
@@ -132,7 +162,12 @@ impl Classify for Error {
             Self::Address { .. } => {
                 "Give http://HOST:PORT, https://HOST:PORT or unix:/PATH.".to_owned()
             }
-            Self::Authorities { .. } => "Give --ca-file with a PEM file.".to_owned(),
+            Self::Open { .. } => {
+                "Give https://HOST:PORT, or reach it through an SSH tunnel.".to_owned()
+            }
+            Self::Authorities { .. } => {
+                "Give --ca-file (and --cert-file with --key-file) with PEM files.".to_owned()
+            }
             Self::NoDirectory => "Give --dir DIR.".to_owned(),
             Self::SocketPath { .. } => "Give a shorter --dir.".to_owned(),
         }
@@ -195,8 +230,12 @@ fn address(url: &str) -> Result<Place, Error> {
         }
     }
     let parsed = url.parse::<Uri>().ok().filter(|uri| uri.authority().is_some());
-    match parsed.as_ref().and_then(Uri::scheme_str) {
-        Some("http" | "https") => Ok(Place::Url(url.to_owned())),
+    match parsed.as_ref().and_then(|uri| Some((uri.scheme_str()?, uri))) {
+        Some(("https", _)) => Ok(Place::Url(url.to_owned())),
+        Some(("http", uri)) if authorization::is_on_this_machine(uri) => {
+            Ok(Place::Url(url.to_owned()))
+        }
+        Some(("http", _)) => Err(Error::Open { url: url.to_owned() }),
         _ => Err(Error::Address { url: url.to_owned() }),
     }
 }
@@ -205,7 +244,7 @@ fn address(url: &str) -> Result<Place, Error> {
 ///
 /// # Errors
 /// [`Error::Unreachable`], or what is wrong with the address.
-pub(crate) async fn channel(place: &Place, ca_file: Option<&Path>) -> Result<Channel, Error> {
+pub(crate) async fn channel(place: &Place, credentials: &Credentials) -> Result<Channel, Error> {
     let unreachable = |error: tonic::transport::Error| Error::Unreachable {
         place: place.clone(),
         cause: innermost(&error),
@@ -214,7 +253,7 @@ pub(crate) async fn channel(place: &Place, ca_file: Option<&Path>) -> Result<Cha
         Place::Dir(dir) => socket_of(dir),
         Place::Socket(path) => path.clone(),
         Place::Url(url) => {
-            return kept_alive(endpoint(url, ca_file)?).connect().await.map_err(unreachable);
+            return kept_alive(endpoint(url, credentials)?).connect().await.map_err(unreachable);
         }
     };
     let connector = tower::service_fn(move |_: Uri| {
@@ -236,9 +275,10 @@ fn innermost(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-/// The operator service behind a channel.
-pub(crate) fn client(channel: Channel) -> Client {
-    OperatorServiceClient::with_interceptor(channel, Inject)
+/// The operator service behind a channel; a coordinator of this machine needs no token.
+pub(crate) fn client(channel: Channel, token: Option<&Secret>) -> Client {
+    let bearer = token.and_then(Secret::bearer);
+    OperatorServiceClient::with_interceptor(channel, Outgoing { bearer })
         .max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
@@ -250,15 +290,21 @@ fn kept_alive(endpoint: Endpoint) -> Endpoint {
         .keep_alive_while_idle(true)
 }
 
-fn endpoint(url: &str, ca_file: Option<&Path>) -> Result<Endpoint, Error> {
+fn endpoint(url: &str, credentials: &Credentials) -> Result<Endpoint, Error> {
     let wrong = |_| Error::Address { url: url.to_owned() };
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(wrong)?;
     if !url.starts_with("https:") {
         return Ok(endpoint);
     }
-    let path = ca_file.map_or_else(|| PathBuf::from(SYSTEM_CA_FILE), Path::to_owned);
-    let pem = std::fs::read(&path).map_err(|source| Error::Authorities { path, source })?;
-    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+    let read = |path: &Path| {
+        let path = path.to_owned();
+        std::fs::read(&path).map_err(|source| Error::Authorities { path, source })
+    };
+    let authorities = credentials.ca_file.as_deref().unwrap_or(Path::new(SYSTEM_CA_FILE));
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(authorities)?));
+    if let Some((certificate, key)) = &credentials.identity {
+        tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
+    }
     endpoint.tls_config(tls).map_err(wrong)
 }
 
@@ -272,6 +318,8 @@ mod tests {
         assert_eq!(address("unix:/run/skein.sock").unwrap(), socket);
         assert_eq!(address("unix:///run/skein.sock").unwrap(), socket);
         assert!(matches!(address("https://skein.example:7000").unwrap(), Place::Url(_)));
+        assert!(matches!(address("http://127.0.0.1:7000").unwrap(), Place::Url(_)));
+        assert!(matches!(address("http://skein.example:7000"), Err(Error::Open { .. })));
         for wrong in ["localhost:7000", "unix:skein.sock", "ftp://h/", "", "http://"] {
             assert!(address(wrong).is_err(), "{wrong}");
         }

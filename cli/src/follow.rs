@@ -190,7 +190,7 @@ impl Follower<'_> {
             if started == Started::Now {
                 self.screen.event(self.name, "the coordinator was gone and was started again");
             }
-            return Ok(connect::client(channel));
+            return Ok(connect::client(channel, None));
         }
         loop {
             match self.context.connect().await {

@@ -285,7 +285,9 @@ enum Health {
 }
 
 async fn health(place: &Place) -> Health {
-    let Ok(channel) = connect::channel(place, None).await else { return Health::Nobody };
+    let Ok(channel) = connect::channel(place, &connect::Credentials::default()).await else {
+        return Health::Nobody;
+    };
     let mut request = tonic::Request::new(HealthCheckRequest::default());
     request.set_timeout(Duration::from_secs(5));
     match HealthClient::new(channel.clone()).check(request).await {

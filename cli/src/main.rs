@@ -25,8 +25,9 @@ mod view;
 
 use clap::Parser as _;
 use command::Context;
+use connect::Credentials;
 use output::Form;
-use proto::status::Report;
+use proto::{authorization::Secret, status::Report};
 use report::{EXIT_CODES, Exit, Failure};
 use std::{ffi::OsString, io, path::PathBuf, process::ExitCode};
 use tracing::Instrument as _;
@@ -56,13 +57,22 @@ struct Global {
     /// [env: SKEIN_DIR] [default: $XDG_STATE_HOME/skein or ~/.local/state/skein]
     #[arg(long, global = true, value_name = "DIR", conflicts_with = "coordinator")]
     dir: Option<PathBuf>,
-    /// Another coordinator: http://HOST:PORT, https://HOST:PORT or unix:/PATH
+    /// Another coordinator: https://HOST:PORT, http://127.0.0.1:PORT or unix:/PATH
     /// [env: SKEIN_COORDINATOR]
     #[arg(long, global = true, value_name = "URL")]
     coordinator: Option<String>,
     /// Certificate authorities for https, PEM [default: the system's]
     #[arg(long, global = true, value_name = "FILE", env = "SKEIN_CA_FILE", hide_env_values = true)]
     ca_file: Option<PathBuf>,
+    /// Token for https: env:NAME or file:PATH [default: what SKEIN_TOKEN holds]
+    #[arg(long, global = true, value_name = "REFERENCE")]
+    token: Option<String>,
+    /// Certificate to show, where the coordinator asks for one, PEM
+    #[arg(long, global = true, value_name = "FILE", requires = "key_file")]
+    cert_file: Option<PathBuf>,
+    /// Key of that certificate, PEM
+    #[arg(long, global = true, value_name = "FILE", requires = "cert_file")]
+    key_file: Option<PathBuf>,
     /// Print data as JSON
     #[arg(long, global = true)]
     json: bool,
@@ -170,12 +180,29 @@ fn begin(cli: Cli) -> Result<Exit, Failure> {
     ended
 }
 
+/// The token that --token names, else the one that stands in SKEIN_TOKEN.
+fn token_of(reference: Option<&str>) -> Result<Option<Secret>, Report> {
+    let reference = match reference {
+        Some(reference) => reference,
+        None if std::env::var_os("SKEIN_TOKEN").is_some_and(|token| !token.is_empty()) => {
+            "env:SKEIN_TOKEN"
+        }
+        None => return Ok(None),
+    };
+    Secret::token("token", reference).map(Some)
+}
+
 async fn run(cli: Cli) -> Result<Exit, Failure> {
-    let Global { dir, coordinator, ca_file, json } = cli.global;
+    let Global { dir, coordinator, ca_file, token, cert_file, key_file, json } = cli.global;
     let place = connect::place(coordinator.as_deref(), dir.as_deref())
         .map_err(|error| command::unanswered(&error))?;
     let form = if json { Form::Json } else { Form::Text };
-    let context = Context { place, ca_file, form };
+    let credentials = Credentials {
+        ca_file,
+        identity: cert_file.zip(key_file),
+        token: token_of(token.as_deref()).map_err(|report| Failure::new(Exit::Usage, report))?,
+    };
+    let context = Context { place, credentials, form };
     match cli.command {
         Command::Migrate(args) => Box::pin(command::migrate::run(&context, *args)).await,
         Command::Check(args) => Box::pin(command::check::run(&context, *args)).await,

@@ -17,6 +17,8 @@ mod network;
 #[cfg(test)]
 mod operator;
 #[cfg(test)]
+mod remote;
+#[cfg(test)]
 mod scenario;
 #[cfg(test)]
 mod server;

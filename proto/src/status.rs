@@ -185,6 +185,7 @@ impl From<Report> for Status {
         let code = match (report.class, report.reason.as_str()) {
             (_, "NOT_FOUND") => Code::NotFound,
             (_, "ALREADY_EXISTS") => Code::AlreadyExists,
+            (_, "TOKEN_REFUSED") => Code::Unauthenticated,
             (ErrorClass::Transient, _) => Code::Unavailable,
             (ErrorClass::Conflict, _) => Code::Aborted,
             (ErrorClass::Fenced | ErrorClass::Definite, _) => Code::FailedPrecondition,

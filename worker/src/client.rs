@@ -1,28 +1,32 @@
 //! The coordinator, as a worker sees it.
 //!
 //! In: requests. Out: answers, or a [`Report`]. Promise: the connection comes back by itself,
-//! whoever ends it; every call ends within its deadline; `silence` says for how long nobody
-//! has answered.
+//! whoever ends it; who does not answer, or does not lead, is followed by the next; every call
+//! ends within its deadline; `silence` says for how long nobody has answered.
 
-use crate::config::{Address, host};
+use crate::config::{Address, Credentials, host};
 use hyper_util::rt::TokioIo;
 use proto::{
-    status::Report,
+    authorization,
+    status::{ErrorClass, Report},
     v1::{self, worker_service_client::WorkerServiceClient},
 };
 use std::{
     future::Future,
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
-use telemetry::propagate::Inject;
 use tokio::{net::UnixStream, time::Instant};
 use tonic::{
     Code, Request, Response, Status,
-    service::interceptor::InterceptedService,
-    transport::{Channel, Endpoint, Uri},
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri},
 };
 
 /// A call that does no work on the other side.
@@ -35,10 +39,32 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A build's statements or a verification's differences; gRPC's own default is 4 MiB.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
+/// Reason of a coordinator that does not lead.
+const LEADER_ELSEWHERE: &str = "LEADER_ELSEWHERE";
+
+type Rpc = WorkerServiceClient<InterceptedService<Channel, Outgoing>>;
+
+/// What every request carries: the trace, and our token.
+#[derive(Clone, Debug)]
+struct Outgoing {
+    bearer: Option<MetadataValue<Ascii>>,
+}
+
+impl Interceptor for Outgoing {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        telemetry::propagate::inject(request.metadata_mut());
+        authorization::carry(request.metadata_mut(), self.bearer.as_ref());
+        Ok(request)
+    }
+}
+
 /// Calls of `WorkerService`. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    rpc: WorkerServiceClient<InterceptedService<Channel, Inject>>,
+    /// One for each coordinator; never none.
+    rpcs: Arc<[Rpc]>,
+    /// Which of them is asked.
+    current: Arc<AtomicUsize>,
     worker_id: Arc<str>,
     /// When the coordinator last answered anything.
     answered_at: Arc<Mutex<Instant>>,
@@ -46,21 +72,28 @@ pub(crate) struct Client {
 
 impl Client {
     /// Connects with the first call, and again with each one after a loss.
-    pub(crate) fn new(address: &Address, worker_id: &str) -> Result<Self, tonic::transport::Error> {
-        let channel = match address {
-            Address::Http(url) => endpoint(url)?.connect_lazy(),
-            Address::Unix(path) => {
-                let path = path.clone();
-                // The URI is not looked at: the connector knows the path.
-                let connector = tower::service_fn(move |_: Uri| dial(path.clone()));
-                endpoint("http://coordinator")?.connect_with_connector_lazy(connector)
-            }
-        };
-        let rpc = WorkerServiceClient::with_interceptor(channel, Inject)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    pub(crate) fn new(
+        addresses: &[Address],
+        credentials: &Credentials,
+        worker_id: &str,
+    ) -> Result<Self, tonic::transport::Error> {
+        let rpcs = addresses.iter().map(|address| rpc(address, credentials));
+        let rpcs = rpcs.collect::<Result<Arc<[Rpc]>, _>>()?;
         let answered_at = Arc::new(Mutex::new(Instant::now()));
-        Ok(Self { rpc, worker_id: worker_id.into(), answered_at })
+        Ok(Self { rpcs, current: Arc::default(), worker_id: worker_id.into(), answered_at })
+    }
+
+    /// The coordinator to ask, and its place in the list.
+    fn rpc(&self) -> (usize, Rpc) {
+        let place = self.current.load(Ordering::Relaxed) % self.rpcs.len();
+        (place, self.rpcs[place].clone())
+    }
+
+    /// The next one is asked from now on, if nobody saw to that yet.
+    fn pass_over(&self, place: usize) {
+        let next = (place + 1) % self.rpcs.len();
+        // A failure means that another call was faster.
+        let _ = self.current.compare_exchange(place, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Announces this worker; milliseconds between heartbeats come back.
@@ -72,8 +105,9 @@ impl Client {
             slots,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let mut rpc = self.rpc.clone();
-        let answer = self.call(CALL_TIMEOUT, rpc.register_worker(Request::new(request))).await?;
+        let (place, mut rpc) = self.rpc();
+        let answer =
+            self.call(place, CALL_TIMEOUT, rpc.register_worker(Request::new(request))).await?;
         Ok(Duration::from_millis(u64::from(answer.heartbeat_ms)))
     }
 
@@ -84,17 +118,17 @@ impl Client {
     ) -> Result<v1::HeartbeatResponse, Report> {
         let worker_id = self.worker_id.to_string();
         let request = v1::HeartbeatRequest { worker_id, leases, holders };
-        let mut rpc = self.rpc.clone();
-        self.call(CALL_TIMEOUT, rpc.heartbeat(Request::new(request))).await
+        let (place, mut rpc) = self.rpc();
+        self.call(place, CALL_TIMEOUT, rpc.heartbeat(Request::new(request))).await
     }
 
     /// The next task, or None when there was none for a while.
     pub(crate) async fn lease_task(&self) -> Result<Option<v1::Task>, Report> {
         let wait_ms = u32::try_from(LEASE_WAIT.as_millis()).unwrap_or(u32::MAX);
         let request = v1::LeaseTaskRequest { worker_id: self.worker_id.to_string(), wait_ms };
-        let mut rpc = self.rpc.clone();
+        let (place, mut rpc) = self.rpc();
         let call = rpc.lease_task(Request::new(request));
-        Ok(self.call(LEASE_WAIT + CALL_TIMEOUT, call).await?.task)
+        Ok(self.call(place, LEASE_WAIT + CALL_TIMEOUT, call).await?.task)
     }
 
     pub(crate) async fn complete(
@@ -102,15 +136,15 @@ impl Client {
         mut request: v1::CompleteTaskRequest,
     ) -> Result<(), Report> {
         request.worker_id = self.worker_id.to_string();
-        let mut rpc = self.rpc.clone();
-        self.call(CALL_TIMEOUT, rpc.complete_task(Request::new(request))).await?;
+        let (place, mut rpc) = self.rpc();
+        self.call(place, CALL_TIMEOUT, rpc.complete_task(Request::new(request))).await?;
         Ok(())
     }
 
     pub(crate) async fn release(&self, mut request: v1::ReleaseTaskRequest) -> Result<(), Report> {
         request.worker_id = self.worker_id.to_string();
-        let mut rpc = self.rpc.clone();
-        self.call(CALL_TIMEOUT, rpc.release_task(Request::new(request))).await?;
+        let (place, mut rpc) = self.rpc();
+        self.call(place, CALL_TIMEOUT, rpc.release_task(Request::new(request))).await?;
         Ok(())
     }
 
@@ -121,6 +155,7 @@ impl Client {
 
     async fn call<T>(
         &self,
+        place: usize,
         deadline: Duration,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Report> {
@@ -133,11 +168,57 @@ impl Client {
                 Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown
             )
         });
-        if !unreached {
-            *self.answered_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let answer =
+            answer.map(Response::into_inner).map_err(|status| Box::new(Report::from(&status)));
+        match answer {
+            // It is not for a worker to end over: another coordinator leads, or will.
+            Err(report) if report.reason == LEADER_ELSEWHERE => {
+                self.pass_over(place);
+                Err(report.with_class(ErrorClass::Transient))
+            }
+            Err(report) if unreached => {
+                self.pass_over(place);
+                Err(*report)
+            }
+            answer => {
+                *self.answered_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                answer.map_err(|report| *report)
+            }
         }
-        answer.map(Response::into_inner).map_err(|status| Report::from(&status))
     }
+}
+
+fn rpc(address: &Address, credentials: &Credentials) -> Result<Rpc, tonic::transport::Error> {
+    let (channel, bearer) = match address {
+        Address::Http(url) => {
+            let mut endpoint = endpoint(url)?;
+            if url.starts_with("https:") {
+                endpoint = endpoint.tls_config(tls(credentials))?;
+            }
+            let bearer = credentials.token.as_ref().and_then(authorization::Secret::bearer);
+            (endpoint.connect_lazy(), bearer)
+        }
+        Address::Unix(path) => {
+            let path = path.clone();
+            // The URI is not looked at: the connector knows the path.
+            let connector = tower::service_fn(move |_: Uri| dial(path.clone()));
+            (endpoint("http://coordinator")?.connect_with_connector_lazy(connector), None)
+        }
+    };
+    Ok(WorkerServiceClient::with_interceptor(channel, Outgoing { bearer })
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+fn tls(credentials: &Credentials) -> ClientTlsConfig {
+    let mut tls = ClientTlsConfig::new();
+    if let Some(pem) = &credentials.ca_pem {
+        tls = tls.ca_certificate(Certificate::from_pem(pem));
+    }
+    if let Some((certificate, key)) = &credentials.identity {
+        tls = tls.identity(Identity::from_pem(certificate, key.expose()));
+    }
+    tls
 }
 
 fn endpoint(url: &str) -> Result<Endpoint, tonic::transport::Error> {

@@ -24,16 +24,29 @@ const EXIT_USAGE: u8 = 2;
         Exit codes: 0 stopped or orphaned, 1 failed, 2 usage, 75 the lock file is held."
 )]
 struct Args {
-    /// Where the coordinator listens: unix:PATH or http://HOST:PORT
+    /// Where the coordinator listens: unix:PATH, https://HOST:PORT or http://127.0.0.1:PORT;
+    /// several with commas between
     #[arg(long, env = "SKEIN_COORDINATOR", value_name = "URL")]
     coordinator: Option<String>,
+    /// Certificate authorities for https, PEM; the system's by default
+    #[arg(long, env = "SKEIN_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// Token for https: env:NAME or file:PATH
+    #[arg(long, value_name = "REFERENCE")]
+    token: Option<String>,
+    /// Certificate to show, where the coordinator asks for one, PEM
+    #[arg(long, value_name = "FILE", requires = "key_file")]
+    cert_file: Option<PathBuf>,
+    /// Key of that certificate, PEM
+    #[arg(long, value_name = "FILE", requires = "cert_file")]
+    key_file: Option<PathBuf>,
     /// Name of this worker; HOST-PID by default
     #[arg(long, env = "SKEIN_WORKER_ID")]
     id: Option<String>,
     /// Tasks at once; 4 by default
     #[arg(long, env = "SKEIN_WORKER_SLOTS", value_name = "N")]
     slots: Option<u32>,
-    /// Settings in TOML: coordinator, id, slots, orphan_timeout, drain_timeout
+    /// Settings in TOML, as --print-default-config prints them
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Lock this file while running; exit with 75 when another process holds it
@@ -93,6 +106,10 @@ fn configure(args: &Args) -> anyhow::Result<Config> {
     };
     let flags = Settings {
         coordinator: args.coordinator.clone(),
+        ca_file: args.ca_file.clone(),
+        cert_file: args.cert_file.clone(),
+        key_file: args.key_file.clone(),
+        token: args.token.clone(),
         id: args.id.clone(),
         slots: args.slots,
         orphan_timeout: args.orphan_timeout,

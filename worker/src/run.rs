@@ -11,7 +11,7 @@ use crate::{
     backoff::Backoff,
     build,
     client::Client,
-    config::Config,
+    config::{Address, Config},
     copy::{self, fence},
     error::{Error, Result},
     failpoint, heartbeat,
@@ -86,7 +86,7 @@ pub(crate) enum Staged {
 /// When the coordinator's address cannot be one.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<End, tonic::transport::Error> {
     let shared = Arc::new(Shared {
-        client: Client::new(&config.coordinator, &config.id)?,
+        client: Client::new(&config.coordinators, &config.credentials, &config.id)?,
         leases: Leases::default(),
         holders: Holders::new(&config.id),
         rate: Rate::unlimited(),
@@ -95,7 +95,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<End, tonic::
         slots: config.slots.get(),
         orphan_timeout: config.orphan_timeout,
     });
-    info!(worker = config.id, coordinator = %config.coordinator, slots = shared.slots, "started");
+    let coordinators: Vec<String> = config.coordinators.iter().map(Address::to_string).collect();
+    info!(
+        worker = config.id,
+        coordinators = coordinators.join(","),
+        slots = shared.slots,
+        "started"
+    );
     // First nothing new is taken, then reporting is given up.
     let (closing, giving_up) = (CancellationToken::new(), CancellationToken::new());
     let mut slots = JoinSet::new();

@@ -14,7 +14,7 @@ use std::{
 use tokio::task::JoinSet;
 use tokio_postgres::SimpleQueryMessage;
 use tokio_util::sync::CancellationToken;
-use worker::config::{Address, Config};
+use worker::config::{Address, Config, Credentials};
 
 /// The part of schema `skein` that a worker touches (coordinator/src/target.rs).
 pub(crate) const TASK_TABLE: &str = "create schema skein;
@@ -191,7 +191,8 @@ impl Bench {
     pub(crate) fn work(&mut self, slots: u32) -> String {
         let id = format!("worker-{}", self.workers.len());
         let config = Config {
-            coordinator: Address::Unix(self.coordinator.socket().to_owned()),
+            coordinators: vec![Address::Unix(self.coordinator.socket().to_owned())],
+            credentials: Credentials::default(),
             id: id.clone(),
             slots: slots.try_into().unwrap(),
             orphan_timeout: Duration::from_secs(60),

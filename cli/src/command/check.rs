@@ -68,7 +68,7 @@ async fn connected<'a>(
     let launcher = slot.insert(Launcher::new(dir));
     let ensured = launcher.ensure().await;
     let (channel, _) = ensured.map_err(|error| Failure::of(Exit::Unreachable, &error))?;
-    Ok((connect::client(channel), Some(launcher)))
+    Ok((connect::client(channel, None), Some(launcher)))
 }
 
 async fn check(

@@ -149,7 +149,7 @@ async fn connected(context: &Context, launcher: Option<&mut Launcher>) -> Result
             launcher.log().display()
         ));
     }
-    Ok(connect::client(channel))
+    Ok(connect::client(channel, None))
 }
 
 enum Begun {
