@@ -10,8 +10,9 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Pause between two heartbeats of a worker.
-pub const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Pause between two heartbeats of a worker: with `observe::SLOW_LOOK` it bounds how long a session
+/// of the application waits for a lock of ours.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// A worker is forgotten when it was silent for this long.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(120);

@@ -31,8 +31,8 @@ use std::{
 };
 use tokio::{sync::watch, time::Instant};
 
-/// A worker that was not heard of for this long loses its leases. Heartbeats come every two
-/// seconds: room for a dozen lost ones, short against a chunk of minutes.
+/// A worker that was not heard of for this long loses its leases. Heartbeats come every
+/// second: room for two dozen lost ones, short against a chunk of minutes.
 pub const LEASE_TIME: Duration = Duration::from_secs(30);
 
 /// Attempts at a task that fail for transient reasons before a person is asked.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// How often the slower questions are asked: each is a set query over activity and locks.
-const SLOW_LOOK: Duration = Duration::from_secs(3);
+const SLOW_LOOK: Duration = Duration::from_secs(2);
 
 /// Runs until cancelled.
 pub async fn run(context: Context, shared: Arc<Shared>, token: CancellationToken) {
