@@ -170,7 +170,7 @@ impl Flow {
         lost: &[u32],
     ) -> Result<(), Report> {
         leases.close();
-        self.hold_still(context, leases, &relids).await?;
+        self.still = None;
         let names: Vec<String> = leases
             .leaves()
             .iter()
@@ -180,6 +180,7 @@ impl Flow {
         tracing::warn!(tables = ?names, ?lost, "copied again under a new snapshot");
         let notice = format!("Copied again from its beginning: {}.", names.join(", "));
         let snapshot = self.next_snapshot(context, lost).await?;
+        self.hold_still(context, leases, &relids).await?;
         let session = self.snapshots.session(context, "plan", snapshot.epoch).await?;
         let target = self.target(context, "plan").await?;
         let now = plan_leaves(context, &session, &target).await?;
@@ -198,8 +199,10 @@ impl Flow {
     }
 
     /// A small table that is rewritten faster than it is copied (a TRUNCATE every second) is
-    /// locked in ACCESS SHARE mode from its second time on, from before the new snapshot until
-    /// its copy is in, for [`STILL`] at most.
+    /// locked in ACCESS SHARE mode from its second time on, from right after the new snapshot
+    /// until its copy is in, for [`STILL`] at most. Not from before it: a TRUNCATE that waits for
+    /// our lock has a transaction id, and the slot would wait for that. One that falls between
+    /// costs another attempt.
     async fn hold_still(
         &mut self,
         context: &Context,

@@ -317,6 +317,7 @@ impl Flow {
         self.shared().set_activity("taking back what was made on the source");
         let context = self.context().await?;
         self.let_go().await;
+        self.stop_observing().await;
         let torn = teardown::run(&context, Scope::Abort).await.map_err(|error| error.report())?;
         self.change(|record| {
             record.snapshots.clear();
@@ -331,6 +332,7 @@ impl Flow {
         if self.record().phase != super::phase::Phase::Preflight {
             let context = self.context().await?;
             self.let_go().await;
+            self.stop_observing().await;
             teardown::run(&context, Scope::Cleanup).await.map_err(|error| error.report())?;
         }
         self.forget().await

@@ -282,14 +282,20 @@ impl Flow {
     /// Begins anew towards both servers, as a restarted coordinator would: a person mended
     /// something, perhaps a password or an address. Snapshots stay held.
     pub async fn reconnect(&mut self) {
-        self.token.cancel();
         if let Some(stream) = self.stream.take() {
             stream.stop().await;
         }
-        while self.background.join_next().await.is_some() {}
-        self.token = CancellationToken::new();
+        self.stop_observing().await;
         self.shared.set_leases(None);
         self.still = None;
+    }
+
+    /// Ends the observer, which would keep a session on the source. The next step that needs the
+    /// servers starts another.
+    pub(super) async fn stop_observing(&mut self) {
+        self.token.cancel();
+        while self.background.join_next().await.is_some() {}
+        self.token = CancellationToken::new();
         self.context = None;
     }
 
