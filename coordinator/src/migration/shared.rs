@@ -1,7 +1,9 @@
 //! What others see of a migration while its driver works: the operator's view, the leases and
 //! the snapshot to hold. Display only: nothing here decides anything.
 
-use crate::{clock, lease::Leases, migration::phase::Phase, store::record::Record};
+use crate::{
+    clock, lease::Leases, migration::phase::Phase, replay::spool::Space, store::record::Record,
+};
 use pg::PgLsn;
 use proto::v1;
 use std::{
@@ -24,7 +26,7 @@ pub struct StreamView {
     pub source_lsn: u64,
     pub end_lsn: u64,
     pub spool_bytes: u64,
-    pub spool_full: bool,
+    pub space: Space,
     /// What the receiver, or replay, is trying again. Empty: nothing.
     pub receive_trouble: String,
     pub replay_trouble: String,
@@ -262,9 +264,18 @@ impl Shared {
 /// The activity, with what is being tried again or waited for beside it.
 fn with_trouble(activity: String, stream: &StreamView) -> String {
     let mut line = activity;
-    if stream.spool_full {
-        line.push_str("; the spool is full, the source keeps the WAL until changes are applied");
-    }
+    line.push_str(match stream.space {
+        Space::Free => "",
+        Space::Full => "; the spool is full, the source keeps the WAL until changes are applied",
+        Space::Exceeded => {
+            "; the spool is over its limit by transactions in progress on the source, and takes \
+             disk until they end"
+        }
+        Space::DiskFull => {
+            "; the disk of the spool is full, the source keeps the WAL until there is room: free \
+             space there"
+        }
+    });
     for (part, trouble) in
         [("receiving", &stream.receive_trouble), ("replaying", &stream.replay_trouble)]
     {

@@ -16,7 +16,7 @@
 //! Promise: `spooled_lsn` moves after file and directory were synced, never before; a failed
 //! sync is not tried again, the log is cut back to the last that succeeded; a torn tail is cut
 //! when writing begins, so after the check of `confirmed_flush_lsn`; files nobody refers to are
-//! removed then; a reader's `end_lsn` strictly increases.
+//! removed then, and what an earlier process left is synced once more before it counts; a reader's `end_lsn` strictly increases.
 
 mod append;
 mod error;
@@ -92,11 +92,15 @@ pub struct Begin {
 }
 
 /// Whether the spool takes more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Space {
+    #[default]
     Free,
     /// The limit is reached; goes on when transactions were applied.
     Full,
+    /// The limit is reached, by transactions in progress on the source alone: goes on, since they
+    /// are applied, and their room given back, only after their commit.
+    Exceeded,
     /// The disk is full; goes on when there is room.
     DiskFull,
 }
@@ -131,6 +135,8 @@ struct Shared {
     /// Next connection generation.
     generation: AtomicU64,
     is_writing: AtomicBool,
+    /// What was found when it was opened is durable.
+    is_settled: AtomicBool,
     index: Mutex<Index>,
     /// Told when files were removed.
     released: Condvar,
@@ -190,6 +196,7 @@ impl Spool {
             bytes: AtomicU64::new(found.bytes),
             generation: AtomicU64::new(found.next_generation),
             is_writing: AtomicBool::new(false),
+            is_settled: AtomicBool::new(false),
             index: Mutex::new(found.index),
             released: Condvar::new(),
             _lock: found.lock,
@@ -271,6 +278,13 @@ impl Shared {
     fn index(&self) -> MutexGuard<'_, Index> {
         // A panic elsewhere leaves the index whole: each change of it is one statement.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes of committed transactions, which are given back once they are applied.
+    fn committed_bytes(&self) -> u64 {
+        let index = self.index();
+        index.segments.values().map(|segment| segment.bytes).sum::<u64>()
+            + index.transactions.values().map(|file| file.bytes).sum::<u64>()
     }
 
     fn segment_path(&self, segment: u64) -> PathBuf {

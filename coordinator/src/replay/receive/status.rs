@@ -81,7 +81,7 @@ pub(super) async fn run(
             .await
             .map_err(|source| Error::Stream { slot: receiver.slot(), source })?;
         let state = match *space.borrow_and_update() {
-            Space::Free => State::Streaming,
+            Space::Free | Space::Exceeded => State::Streaming,
             Space::Full | Space::DiskFull => State::SpoolFull,
         };
         receiver.state.send_modify(|seen| {

@@ -14,6 +14,13 @@ use tokio_util::sync::CancellationToken;
 /// Pause between two looks at a full disk, or a full spool that nobody has released from.
 const FULL_PAUSE: Duration = Duration::from_millis(500);
 
+/// Bytes read and written at once when a file is written again.
+const PIECE_BYTES: usize = 1024 * 1024;
+
+/// While transactions in progress fill the spool, committed ones may take this part of its limit:
+/// twice what a segment does, since the current one is not given back.
+const COMMITTED_PART: u64 = 4;
+
 /// A file of this name in the spool's directory makes each sync fail: for a test.
 #[cfg(test)]
 pub(super) const FAIL_SYNC: &str = "fail-sync";
@@ -81,6 +88,24 @@ impl AppendFile {
         Ok(())
     }
 
+    /// Writes what it holds once more. A process before this one may have been killed ahead of its
+    /// sync, or right after one that failed: then the kernel takes these pages for clean and a
+    /// sync says nothing of them.
+    pub(super) fn write_again(&self) -> Result<(), Error> {
+        let failed = |source| Error::io("rewrite", &self.path, source);
+        let reader = File::open(&self.path).map_err(failed)?;
+        let mut piece = vec![0; PIECE_BYTES];
+        let mut at = 0;
+        while at < self.len {
+            let left = usize::try_from(self.len - at).unwrap_or(PIECE_BYTES);
+            let piece = &mut piece[..left.min(PIECE_BYTES)];
+            reader.read_exact_at(piece, at).map_err(failed)?;
+            self.file.write_all_at(piece, at).map_err(failed)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Makes data and length durable. A failure is final for this file: see [`Error::Sync`].
     pub(super) fn sync(&self) -> Result<(), Error> {
         #[cfg(test)]
@@ -120,24 +145,45 @@ fn wait_for_room(shared: &Shared, stop: &CancellationToken) -> Result<(), Error>
     Ok(())
 }
 
-/// Waits while the spool is over its limit. Gives up when stopped.
+/// Waits while the spool is over its limit and waiting can help. Gives up when stopped.
 pub(super) fn wait_below_limit(shared: &Shared, stop: &CancellationToken) -> Result<(), Error> {
-    let is_over = || shared.bytes.load(Ordering::Relaxed) >= shared.limit_bytes;
-    while is_over() {
+    let mut now = space(shared);
+    while now == Space::Full {
         if stop.is_cancelled() {
             return Err(Error::Stopped);
         }
-        if *shared.space.borrow() != Space::Full {
-            tracing::warn!(limit_bytes = shared.limit_bytes, "spool is full, receiving stops");
-            shared.space.send_replace(Space::Full);
-        }
+        tell(shared, now);
         let index = shared.index();
-        if is_over() {
-            drop(shared.released.wait_timeout(index, FULL_PAUSE));
-        }
+        drop(shared.released.wait_timeout(index, FULL_PAUSE));
+        now = space(shared);
     }
-    if *shared.space.borrow() != Space::Free {
-        shared.space.send_replace(Space::Free);
-    }
+    tell(shared, now);
     Ok(())
+}
+
+/// Whether it takes more now, the disk aside.
+pub(super) fn space(shared: &Shared) -> Space {
+    if shared.bytes.load(Ordering::Relaxed) < shared.limit_bytes {
+        Space::Free
+    } else if shared.committed_bytes() <= shared.limit_bytes / COMMITTED_PART {
+        Space::Exceeded
+    } else {
+        Space::Full
+    }
+}
+
+fn tell(shared: &Shared, space: Space) {
+    if *shared.space.borrow() == space {
+        return;
+    }
+    let limit_bytes = shared.limit_bytes;
+    match space {
+        Space::Full => tracing::warn!(limit_bytes, "spool is full, receiving stops"),
+        Space::Exceeded => tracing::warn!(
+            limit_bytes,
+            "spool is over its limit by transactions in progress on the source, receiving goes on"
+        ),
+        Space::Free | Space::DiskFull => {}
+    }
+    shared.space.send_replace(space);
 }

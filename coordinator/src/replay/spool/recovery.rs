@@ -21,7 +21,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::{self, Write as _},
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{DirBuilderExt as _, FileExt as _},
     path::{Path, PathBuf},
 };
 
@@ -46,7 +46,9 @@ pub(super) fn transaction_name(generation: u64, xid: u32) -> String {
 }
 
 pub(super) fn create(dir: &Path, identity: &SpoolIdentity) -> Result<(), Error> {
-    fs::create_dir_all(dir).map_err(|source| Error::io("create", dir, source))?;
+    // Rows lie in it: it is nobody else's to read, wherever it is.
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|source| Error::io("create", dir, source))?;
     let _lock = meta::lock(dir)?;
     if meta::exists(dir) {
         return Err(Error::Exists { dir: dir.to_owned() });

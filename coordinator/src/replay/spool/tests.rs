@@ -328,6 +328,45 @@ fn a_full_spool_says_so_and_goes_on_when_released() {
     assert_eq!(*space.borrow(), Space::Free);
 }
 
+/// One transaction larger than the limit would otherwise wait for ever for its own commit.
+#[test]
+fn a_transaction_in_progress_beyond_the_limit_is_taken_in_and_said() {
+    let (_dir, spool) = new_spool(200_000);
+    let mut writer = spool.writer(CancellationToken::new()).unwrap();
+    let body: Bytes = (0..60_000_u32).flat_map(u32::to_be_bytes).collect::<Vec<_>>().into();
+    let (tell, told) = std::sync::mpsc::channel();
+    let receiving = std::thread::spawn(move || {
+        let mut pending = Pending::new(7, Delivery::Streamed);
+        for _ in 0..5 {
+            writer.wait_for_space().unwrap();
+            pending.push(&writer, 7, (b'I', &body)).unwrap();
+            pending.pause(&writer).unwrap();
+        }
+        writer.wait_for_space().unwrap();
+        tell.send(writer).unwrap();
+    });
+    let writer = told.recv_timeout(Duration::from_secs(10)).expect("it waits for ever");
+    assert!(spool.bytes() > 200_000, "{} bytes", spool.bytes());
+    assert_eq!(*spool.space().borrow(), Space::Exceeded);
+    drop(writer);
+    receiving.join().unwrap();
+}
+
+#[tokio::test]
+async fn what_an_earlier_process_left_unsynced_is_synced_before_it_counts() {
+    let (dir, spool) = new_spool(LIMIT_BYTES);
+    spool.append(&transaction(110, &[change("a")])).unwrap();
+    drop(spool);
+    let spool = Spool::open(dir.path(), LIMIT_BYTES).unwrap();
+    let marker = dir.path().join(append::FAIL_SYNC);
+    fs::write(&marker, "").unwrap();
+    let refused = spool.writer(CancellationToken::new());
+    assert!(matches!(refused, Err(Error::Sync { .. })), "it would be confirmed");
+    fs::remove_file(&marker).unwrap();
+    drop(spool.writer(CancellationToken::new()).unwrap());
+    assert_eq!(ends(&read_all(&spool, START).await), [110]);
+}
+
 #[test]
 fn a_segment_that_is_closed_after_its_release_is_removed_then() {
     let (dir, spool) = new_spool(1_000_000);
@@ -350,8 +389,8 @@ async fn after_a_failed_sync_nothing_counts_and_the_log_is_cut_back() {
     spool.append(&transaction(110, &[change("a")])).unwrap();
     let durable_bytes = fs::metadata(last_segment(dir.path())).unwrap().len();
     let marker = dir.path().join(append::FAIL_SYNC);
-    fs::write(&marker, "").unwrap();
     let mut writer = spool.writer(CancellationToken::new()).unwrap();
+    fs::write(&marker, "").unwrap();
     writer.append_items(&transaction(120, &[change("b")])).unwrap_err();
     fs::remove_file(&marker).unwrap();
     // Not tried again, though it would now succeed.

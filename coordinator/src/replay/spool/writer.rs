@@ -7,8 +7,8 @@
 //! it is of no use, and the next one begins at what was durable.
 
 use super::{
-    Begin, Durable, Error, Item, Pending, Segment, Shared, TransactionFile,
-    append::{AppendFile, sync_dir, wait_below_limit},
+    Begin, Durable, Error, Item, Pending, Segment, Shared, Space, TransactionFile,
+    append::{self, AppendFile, sync_dir, wait_below_limit},
     format::{
         BLOCK_BYTES, FLAG_REFERENCES, FLAG_RELATIONS, FLAG_SNAPSHOT, Kind, Reference, put_begin,
         put_entry, put_reference, seal_block, segment_header,
@@ -93,6 +93,13 @@ impl Writer {
     fn open(shared: &Shared) -> Result<(Durable, AppendFile), Error> {
         let durable = *shared.durable.borrow();
         let file = AppendFile::reopen(shared.segment_path(durable.segment), durable.offset)?;
+        if !shared.is_settled.load(Ordering::Acquire) {
+            // It was found in the kernel's memory, perhaps; from here on it is confirmed.
+            file.write_again()?;
+            file.sync()?;
+            sync_dir(&shared.dir)?;
+            shared.is_settled.store(true, Ordering::Release);
+        }
         recovery::remove_strays(shared, durable)?;
         let mut index = shared.index();
         if let Some(segment) = index.segments.get_mut(&durable.segment) {
@@ -121,7 +128,7 @@ impl Writer {
     /// # Errors
     /// [`Error::Stopped`]; what a sync meets.
     pub fn wait_for_space(&mut self) -> Result<(), Error> {
-        if self.shared.bytes.load(Ordering::Relaxed) >= self.shared.limit_bytes {
+        if append::space(&self.shared) == Space::Full {
             self.sync()?;
             self.roll()?;
         }
