@@ -143,7 +143,7 @@ impl OldTuple {
 pub type Tuple = Vec<Value>;
 
 /// A column's value. `Debug` prints its kind and length only.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Value {
     Null,
     /// TOASTed and not changed: the target's value stays.

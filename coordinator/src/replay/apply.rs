@@ -3,6 +3,7 @@
 //! ```text
 //! Fold: deletes, updates, inserts --few--> prepared statements, pipelined
 //!                                 --many-> COPY to a staging table, one statement; or COPY
+//! Full: rows that go, rows that come ---> as Fold, found by their image
 //! One, Truncate ------------------------> one statement
 //! ```
 //! Promise: rows met are compared with rows meant; a difference is an error. A staging table takes
@@ -12,23 +13,23 @@
 use super::{
     compact::{Fold, Step},
     error::{Error, Result},
+    images::{self, Images},
+    parameter::Text,
     relation::Relation,
-    row::{Event, Row, Truncate},
+    row::{Change, Event, Operation, Row, Truncate},
     stage::{self, Stages},
     statement::{self, Statement},
     table::Table,
 };
-use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
 use pg::{PgLsn, Session, Sql, sql, sql::Ident};
 use std::{
     collections::{BTreeMap, HashMap},
-    error::Error as StdError,
     sync::Arc,
 };
 use tokio_postgres::{
     Statement as Prepared,
-    types::{Format, IsNull, Kind, ToSql, Type},
+    types::{Kind, Type},
 };
 
 /// From this many rows on COPY and one statement are used. A pipelined statement costs about 30 us
@@ -94,6 +95,7 @@ impl Applier {
         for step in steps {
             match step {
                 Step::Fold(fold) => self.fold(fold, end_lsn).await?,
+                Step::Full(changes) => self.full(changes, end_lsn).await?,
                 Step::One(change) => {
                     if let Some(statement) = statement::of_change(&change) {
                         self.run(vec![statement]).await?;
@@ -161,6 +163,47 @@ impl Applier {
         }
         few.extend(fold.inserts.iter().map(|new| statement::insert(relation, new, end_lsn)));
         self.run(few).await
+    }
+
+    /// Changes of one table by image: few one by one, many at once.
+    async fn full(&mut self, changes: Vec<Change>, end_lsn: PgLsn) -> Result<()> {
+        let Some(first) = changes.first() else { return Ok(()) };
+        let relation = Arc::clone(&first.relation);
+        let is_insert = |change: &Change| matches!(change.operation, Operation::Insert { .. });
+        let found = changes.iter().filter(|change| !is_insert(change)).count();
+        let columns = images::columns(&relation);
+        let are_many = changes.len() >= BULK_ROWS && (found == 0 || self.may_stage);
+        let Some(columns) = columns.filter(|_| are_many) else {
+            return self.run(changes.iter().filter_map(statement::of_change).collect()).await;
+        };
+        let Images { deletes, inserts } = images::fold(changes);
+        if !deletes.is_empty() {
+            self.delete_images(&relation, &columns, &deletes, end_lsn).await?;
+        }
+        if inserts.len() >= BULK_ROWS {
+            return self.insert_copied(&relation, &inserts, end_lsn).await;
+        }
+        let inserts = inserts.iter().map(|new| statement::insert(&relation, new, end_lsn));
+        self.run(inserts.collect()).await
+    }
+
+    async fn delete_images(
+        &mut self,
+        of: &Relation,
+        columns: &[usize],
+        rows: &[Row],
+        end_lsn: PgLsn,
+    ) -> Result<()> {
+        let fail = |source| bulk_failure("delete", of, end_lsn, source);
+        let stage =
+            self.stages.fill(&self.session, &of.table, [columns, &[]], rows).await.map_err(fail)?;
+        // No index knows an image: only where the planner knows the sizes does it hash them.
+        let plan = sql!("analyze pg_temp.{}; set local enable_hashjoin = on", Ident(&stage));
+        self.session.batch(&plan).await.map_err(fail)?;
+        let sql = images::delete(&of.table, &stage, columns, rows);
+        let affected = self.session.execute(&sql, &[]).await.map_err(fail)?;
+        self.session.batch(&sql!("set local enable_hashjoin = off")).await.map_err(fail)?;
+        check_bulk("delete", of, end_lsn, rows.len(), affected)
     }
 
     /// Runs statements in their order, pipelined; the first that failed is the error.
@@ -353,34 +396,4 @@ fn check_bulk(
         return Ok(());
     }
     Err(Error::RowsDiffer { operation, table: of.table.name.clone(), end_lsn, meant, affected })
-}
-
-/// A value as text, whatever the parameter's type.
-#[derive(Debug)]
-struct Text(Option<Bytes>);
-
-impl ToSql for Text {
-    fn to_sql(
-        &self,
-        _: &Type,
-        out: &mut BytesMut,
-    ) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
-        match &self.0 {
-            None => Ok(IsNull::Yes),
-            Some(bytes) => {
-                out.extend_from_slice(bytes);
-                Ok(IsNull::No)
-            }
-        }
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-
-    fn encode_format(&self, _: &Type) -> Format {
-        Format::Text
-    }
-
-    tokio_postgres::types::to_sql_checked!();
 }

@@ -5,7 +5,8 @@
 //! how many rows each is meant to meet.
 //!
 //! Per key (rules, part 5): first operation, last state, columns laid over from left to right; an
-//! unchanged TOAST value never overwrites. A key change ends its table's fold. FULL is never folded.
+//! unchanged TOAST value never overwrites. A key change ends its table's fold. FULL has no keys to
+//! fold by: [`super::images`].
 //! Tables are independent of each other, since no foreign key stands before cutover; those of one
 //! target table are folded together.
 
@@ -20,8 +21,10 @@ use std::{collections::HashMap, sync::Arc};
 #[derive(Clone, Debug)]
 pub enum Step {
     Fold(Fold),
-    /// As it came: a key change, FULL.
+    /// As it came: a key change.
     One(Change),
+    /// One table's changes under FULL, in their order.
+    Full(Vec<Change>),
     Truncate(Truncate),
 }
 
@@ -74,6 +77,7 @@ pub fn compact(events: Vec<Event>) -> Result<Vec<Step>, Error> {
 struct Table {
     steps: Vec<Step>,
     folding: Option<Folding>,
+    full: Vec<Change>,
 }
 
 struct Folding {
@@ -86,8 +90,14 @@ impl Table {
     fn take(&mut self, change: Change) -> Result<(), Error> {
         let alone = match change.relation.identity {
             Identity::Key(_) => change.changes_key(),
-            Identity::Full | Identity::Nothing => {
-                !matches!(change.operation, Operation::Insert { .. })
+            Identity::Nothing => !matches!(change.operation, Operation::Insert { .. }),
+            Identity::Full => {
+                let other = |open: &Change| !Arc::ptr_eq(&open.relation, &change.relation);
+                if self.folding.is_some() || self.full.last().is_some_and(other) {
+                    self.close();
+                }
+                self.full.push(change);
+                return Ok(());
             }
         };
         if alone {
@@ -101,6 +111,7 @@ impl Table {
             Arc::ptr_eq(open, new) || open.identity == new.identity && open.written == new.written
         };
         if !self.folding.as_ref().is_some_and(fits) {
+            // Changes under FULL of another leaf end, too.
             self.close();
         }
         self.folding
@@ -115,6 +126,9 @@ impl Table {
     fn close(&mut self) {
         if let Some(folding) = self.folding.take() {
             self.steps.push(Step::Fold(folding.finish()));
+        }
+        if !self.full.is_empty() {
+            self.steps.push(Step::Full(std::mem::take(&mut self.full)));
         }
     }
 
@@ -301,6 +315,7 @@ mod tests {
             match step {
                 Step::One(change) => apply_one(model, &change.operation),
                 Step::Truncate(_) => model.clear(),
+                Step::Full(_) => panic!("a table with a key"),
                 Step::Fold(fold) => {
                     for old in &fold.deletes {
                         apply_one(model, &Operation::Delete { old: old.clone() });
@@ -434,26 +449,23 @@ mod tests {
     }
 
     #[test]
-    fn full_is_never_folded() {
+    fn changes_under_full_stay_together_in_their_order() {
         let relation = relation::tests::sample(&["k"], &[]);
         let full = Arc::new(Relation { identity: Identity::Full, ..(*relation).clone() });
         let operations = [
             Operation::Insert { new: vec![text(1)] },
-            Operation::Insert { new: vec![text(1)] },
             Operation::Delete { old: vec![text(1)] },
-            Operation::Insert { new: vec![text(1)] },
+            Operation::Insert { new: vec![text(2)] },
         ];
         let events = operations
-            .into_iter()
+            .iter()
             .map(|operation| {
-                let relation = Arc::clone(&full);
+                let (relation, operation) = (Arc::clone(&full), operation.clone());
                 Event::Change(Change { relation, end_lsn: PgLsn::from(1), operation })
             })
             .collect();
         let steps = compact(events).unwrap();
-        let [Step::Fold(first), Step::One(_), Step::Fold(last)] = &steps[..] else {
-            panic!("inserts, one delete, inserts")
-        };
-        assert_eq!((first.inserts.len(), last.inserts.len()), (2, 1));
+        let [Step::Full(changes)] = &steps[..] else { panic!("one step") };
+        assert!(changes.iter().map(|change| &change.operation).eq(&operations));
     }
 }

@@ -58,6 +58,16 @@ pub fn update(relation: &Relation, old: &Row, new: &Row, end_lsn: PgLsn) -> Opti
     Some(statement(relation, sql, parameters, "update", end_lsn))
 }
 
+/// How a value prints; null where it is null.
+pub(super) fn image(value: &Sql) -> Sql {
+    // `is null` would be true for a row of nulls.
+    sql!(
+        "case when pg_catalog.num_nulls({}) = 0 then pg_catalog.format('%s', {}) end collate \"C\"",
+        value,
+        value
+    )
+}
+
 /// Place of one row whose every known column prints as in `old`.
 fn one_row(relation: &Relation, old: &Row, parameters: &mut Parameters) -> Sql {
     let table = &*relation.table;

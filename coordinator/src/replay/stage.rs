@@ -105,7 +105,7 @@ impl Stages {
     }
 }
 
-fn key_column(i: usize) -> String {
+pub(super) fn key_column(i: usize) -> String {
     format!("k{i}")
 }
 

@@ -319,6 +319,56 @@ async fn of_duplicate_rows_under_full_exactly_one_changes() {
     assert_eq!(world.on_target("select count(*) from z").trim(), "2");
 }
 
+/// How often the target was read from end to end, or by an index, for table `f`.
+fn scans(world: &World, kind: &str) -> u64 {
+    world.on_target("select pg_stat_force_next_flush()");
+    let question =
+        format!("select coalesce({kind}, 0) from pg_stat_user_tables where relname = 'f'");
+    world.on_target(&question).trim().parse().unwrap()
+}
+
+#[tokio::test]
+async fn many_changes_under_full_read_the_table_once_and_not_once_a_row() {
+    let tables = "create table f (a int, b text, j json, n numeric, g text generated always as (b || '!') stored);
+        alter table f replica identity full";
+    let mut world = World::new(tables).await;
+    world.lanes = 1;
+    world
+        .write(
+            "insert into f select nullif(i % 500, 7), 'v' || i % 100, '{\"a\": 1}', \
+             case i % 3 when 0 then 1.0 when 1 then 1.00 end from generate_series(1, 3000) i",
+        )
+        .await;
+    world.catch_up().await;
+    let before = scans(&world, "seq_scan");
+    world.write("update f set b = b || 'x' where a % 2 = 0").await;
+    world.write("delete from f where ctid in (select ctid from f where a is null limit 4)").await;
+    world.write("insert into f select 1000, 'new' from generate_series(1, 50)").await;
+    world.write("delete from f where ctid in (select ctid from f where a = 1000 limit 30)").await;
+    world.write("update f set n = 1.00 where n = 1.0 and a % 5 = 1").await;
+    world.catch_up().await;
+    let read = scans(&world, "seq_scan") - before;
+    world.assert_equal();
+    assert!(read < 20, "{read} times");
+}
+
+#[tokio::test]
+async fn changes_under_full_are_found_by_an_index_where_one_serves() {
+    let tables = "create table f (a int, b text); alter table f replica identity full;
+        create index on f (a)";
+    let mut world = World::new(tables).await;
+    world.lanes = 1;
+    world.write("insert into f select i, 'v' from generate_series(1, 30000) i").await;
+    world.catch_up().await;
+    world.on_target("analyze f");
+    let before = scans(&world, "seq_scan");
+    world.write("update f set b = 'w' where a % 1000 = 0").await;
+    world.write("update f set b = 'w' where a = 5").await;
+    world.catch_up().await;
+    assert_eq!(scans(&world, "seq_scan") - before, 0);
+    world.assert_equal();
+}
+
 #[tokio::test]
 async fn generated_always_columns_arrive() {
     let tables = "create table k (id int generated always as identity primary key, v text,
