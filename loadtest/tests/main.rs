@@ -11,6 +11,8 @@ mod faults;
 #[cfg(test)]
 mod kills;
 #[cfg(test)]
+mod large;
+#[cfg(test)]
 mod moves;
 #[cfg(test)]
 mod network;

@@ -7,6 +7,9 @@ use std::path::PathBuf;
 /// `client_encoding` of our sessions.
 pub const UTF_8: &str = "UTF8";
 
+/// A database whose bytes are of no known encoding.
+const SQL_ASCII: &str = "SQL_ASCII";
+
 /// One migration under one epoch. Cheap to clone; holds secrets in memory only.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -18,7 +21,8 @@ pub struct Context {
     pub epoch: u64,
     /// Source's server encoding, in which workers pass COPY bytes through. Every other session,
     /// the walsender too, speaks UTF-8: names and statements are, and a server checks what comes
-    /// in as UTF-8 before it stores it (as SQL_ASCII it would not).
+    /// in as UTF-8 before it stores it (as SQL_ASCII it would not). Nobody converts a source in
+    /// SQL_ASCII: there the stream, too, passes bytes through.
     pub source_encoding: String,
     /// `server_version_num` of the source, for example 150018.
     pub source_version: u32,
@@ -31,6 +35,17 @@ impl Context {
     /// `skein/NAME/EPOCH/ROLE/ID`.
     pub fn session_name(&self, role: &str, id: impl std::fmt::Display) -> SessionName {
         SessionName::new(&self.name, self.epoch, role, id)
+    }
+
+    /// `client_encoding` of the stream. A server in SQL_ASCII only checks: asked for UTF-8, it ends
+    /// the stream at the first bytes that are not.
+    pub fn stream_encoding(&self) -> &'static str {
+        if self.is_without_encoding() { SQL_ASCII } else { UTF_8 }
+    }
+
+    /// Nobody knows the encoding of the source's bytes.
+    pub fn is_without_encoding(&self) -> bool {
+        self.source_encoding.eq_ignore_ascii_case(SQL_ASCII)
     }
 
     /// A read-only session on the source.

@@ -56,7 +56,7 @@ impl Stream {
         let config = receive::Config {
             source: context.source.clone(),
             name: context.session_name("receive", 0),
-            client_encoding: super::context::UTF_8.to_owned(),
+            client_encoding: context.stream_encoding().to_owned(),
             options: PgoutputOptions::new([
                 context.full_publication(),
                 context.append_publication(),
@@ -169,7 +169,7 @@ impl Stream {
             view.receive_trouble = trouble(received.fault.as_ref());
             view.replay_trouble =
                 trouble(applied.as_ref().and_then(|applied| applied.fault.as_ref()));
-            view.spool_full = received.state == receive::State::SpoolFull;
+            view.space = *self.spool.space().borrow();
             view.received_lsn = received.received_lsn.into();
             view.confirmed_flush_lsn = received.confirmed_flush_lsn.into();
             view.spooled_lsn = self.spool.spooled_lsn().into();

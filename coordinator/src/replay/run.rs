@@ -26,7 +26,7 @@ use super::{
     watermark::{self, Watermark},
 };
 use crate::migration::context::Context;
-use pg::{PgLsn, Session, Settings, TableName};
+use pg::{PgLsn, Session, Settings, TableName, sql};
 use proto::{
     status::{Classify, ErrorClass, Report},
     v1::ApplyOrder,
@@ -270,7 +270,15 @@ impl Replay {
             }
             connected => connected,
         };
-        connected.map_err(Error::target("open a session"))
+        let session = connected.map_err(Error::target("open a session"))?;
+        if context.is_without_encoding() {
+            // Bytes pass into a target of the same kind, and are checked by any other.
+            let as_server = sql!(
+                "select set_config('client_encoding', current_setting('server_encoding'), false)"
+            );
+            session.batch(&as_server).await.map_err(Error::target("set the encoding"))?;
+        }
+        Ok(session)
     }
 }
 

@@ -51,18 +51,13 @@ async fn copy_one(context: &Context, leaf: &Leaf) -> Result<bool> {
     }
     target.batch(&sql!("delete from only {}{}", leaf.target, condition)).await?;
     let columns = Idents(&leaf.columns);
-    let mut rows = source
-        .copy_out(&sql!(
-            "copy (select {} from only {}{}) to stdout",
-            columns,
-            leaf.source,
-            condition
-        ))
-        .await?;
+    source.batch(&sql!("begin")).await?;
+    let out = sql!("copy (select {} from only {}{}) to stdout", columns, leaf.source, condition);
+    let mut rows = source.copy_out_as(&out, &context.source_encoding).await?;
     // A table without columns: `copy t () from stdin` is no syntax, `copy t from stdin` is.
     let list = if leaf.columns.is_empty() { Sql::from("") } else { sql!("({})", columns) };
-    let sink = target.copy_in(&sql!("copy {} {} from stdin", leaf.target, list)).await?;
-    let mut sink = pin!(sink);
+    let into = sql!("copy {} {} from stdin", leaf.target, list);
+    let mut sink = pin!(target.copy_in_as(&into, &context.source_encoding).await?);
     let mut piece = BytesMut::new();
     while let Some(row) = rows.next().await {
         piece.extend_from_slice(&row?);

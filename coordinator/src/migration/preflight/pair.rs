@@ -93,8 +93,11 @@ fn encoding(source: &Server, target: &Server) -> Option<Check> {
             .detail("Text is converted by the target. Bytes of it differ, lengths may too.")
             .fix(fix)
     } else if to == "SQL_ASCII" {
-        warning("encoding", Place::Both, found)
-            .detail("The target takes the bytes as they are and knows no characters.")
+        failure("encoding", Place::Both, found)
+            .detail(
+                "The target takes bytes as they come and knows no characters: copied rows would \
+                 have those of the source's encoding, later changes those of UTF-8.",
+            )
             .fix(fix)
     } else {
         failure("encoding", Place::Both, found)
