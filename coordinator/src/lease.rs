@@ -130,6 +130,8 @@ struct State {
     snapshots: HashMap<u32, Vec<String>>,
     totals: Totals,
     findings: Vec<Finding>,
+    /// Why a task was given back for which it is tried again, and when.
+    trouble: Option<(Instant, String)>,
     open: bool,
 }
 
@@ -163,6 +165,7 @@ impl Leases {
                 snapshots: HashMap::new(),
                 totals: Totals::default(),
                 findings: Vec::new(),
+                trouble: None,
                 open: false,
             })),
             session: Arc::default(),
@@ -276,6 +279,7 @@ impl Leases {
         let mut state = self.state();
         state.stopped.clear();
         state.waiting.clear();
+        state.trouble = None;
         state.findings.retain(|finding| !matches!(finding, Finding::Fault(_)));
         drop(state);
         self.tick();

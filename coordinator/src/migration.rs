@@ -21,6 +21,7 @@ pub mod phase;
 pub mod preflight;
 pub mod provision;
 pub mod replan;
+pub mod shape;
 pub mod shared;
 pub mod snapshots;
 pub mod spec;

@@ -10,6 +10,9 @@ use proto::{
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How long the last trouble is shown: a little longer than the longest pause between two tries.
+const TROUBLE_STANDS: Duration = Duration::from_secs(40);
+
 impl Leases {
     /// The worker says that the mark is committed: believed when the target shows it.
     ///
@@ -73,6 +76,16 @@ impl Leases {
         ours
     }
 
+    /// Why a task is tried again, as long as it is.
+    pub fn trouble(&self) -> Option<String> {
+        let state = self.state();
+        state
+            .trouble
+            .as_ref()
+            .filter(|(since, _)| since.elapsed() < TROUBLE_STANDS)
+            .map(|(_, trouble)| trouble.clone())
+    }
+
     /// The worker gives a task back.
     pub fn release(&self, request: &v1::ReleaseTaskRequest) {
         if !self.give_back(request.task_id, &request.worker_id, request.fencing_token) {
@@ -127,6 +140,10 @@ impl Leases {
                 });
                 let pause = Duration::from_millis(500 << attempts.min(6));
                 state.waiting.insert(task_id, (Instant::now() + pause, attempts));
+                if let Some(report) = &report {
+                    let text = format!("{}. {} {}", report.primary, report.detail, report.hint);
+                    state.trouble = Some((Instant::now(), text.trim_end().to_owned()));
+                }
                 if definite || attempts >= MAX_ATTEMPTS {
                     state.stopped.insert(task_id);
                     let report = report.unwrap_or_else(|| {

@@ -14,18 +14,17 @@ use super::{
     flow::{Flow, LOOK},
     phase::Event,
     provision::plan_leaves,
-    replan,
+    replan, shape,
     tables::Adding,
 };
 use crate::{
     lease::{Finding, Leases},
-    plan::{COPY_STAGE, Leaf, REFRESH_STAGE, chunk::BLOCK_BYTES},
+    plan::{COPY_STAGE, REFRESH_STAGE, chunk::BLOCK_BYTES},
     schema::{Schema, Stage},
-    source::catalog,
 };
 use pg::{Session, Settings, Sql, TableName, sql};
 use proto::status::{Classify as _, Report};
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, time::Duration};
 use tokio::time::Instant;
 
 /// Pause between two looks at the holders: a sign of life goes to each as well.
@@ -59,6 +58,17 @@ impl Flow {
         context: &Context,
         leases: &Leases,
     ) -> Result<(), Report> {
+        loop {
+            self.copy_once(context, leases).await?;
+            self.drop_snapshots(context, leases).await?;
+            // A table that was altered behind its last chunk has begun again.
+            if leases.unfinished_through(REFRESH_STAGE - 1) == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn copy_once(&mut self, context: &Context, leases: &Leases) -> Result<(), Report> {
         if leases.unfinished_through(REFRESH_STAGE - 1) > 0 {
             self.shared().set_activity("copying");
             self.keep_snapshots(context, leases, true).await?;
@@ -86,22 +96,20 @@ impl Flow {
                     return Err(report);
                 }
             }
-            if self.still.as_ref().is_some_and(|(_, since)| since.elapsed() > STILL) {
-                self.still = None;
-            }
+            self.let_wait_end().await;
             let copies_left = leases.unfinished_through(COPY_STAGE);
             if copies_left == 0 {
                 self.drop_snapshots(context, leases).await?;
             }
-            self.shared().set_activity(if copies_left == 0 {
-                "building indexes"
-            } else {
-                "copying"
+            let what = if copies_left == 0 { "building indexes" } else { "copying" };
+            self.shared().set_activity(match leases.trouble() {
+                Some(trouble) => format!("{what}; tried again: {trouble}"),
+                None => what.to_owned(),
             });
             tokio::time::sleep(LOOK).await;
         }
         self.still = None;
-        self.drop_snapshots(context, leases).await
+        Ok(())
     }
 
     /// Holds every snapshot that unfinished relations need; relations whose snapshot is lost, or
@@ -186,7 +194,8 @@ impl Flow {
         let now = plan_leaves(context, &session, &target).await?;
         let mut leaves = Vec::new();
         for before in leases.leaves().iter().filter(|leaf| relids.contains(&leaf.relid)) {
-            leaves.push(same_shape(before, &now)?);
+            let same = shape::on_both(before, &now, &target).await?;
+            leaves.push(same);
         }
         replan::begin_again(context, &target, &leaves, &snapshot).await?;
         leases.reload().await.map_err(|error| error.report())?;
@@ -240,36 +249,18 @@ impl Flow {
         Ok(())
     }
 
-    /// Compares the files of all copied relations once more after the last chunk. A rewrite that
-    /// left the columns as they were (VACUUM FULL) does no harm then, since each chunk was read
-    /// under a lock with the right file.
-    async fn shape_after_copy(&self, context: &Context, leases: &Leases) -> Result<(), Report> {
-        let session = context
-            .source_session("plan", "filenodes")
-            .await
-            .map_err(|error| refused("reach the source", &error))?;
-        let leaves = leases.leaves();
-        let relids: Vec<u32> = leaves.iter().map(|leaf| leaf.relid).collect();
-        let files = catalog::filenodes(&session, &relids)
-            .await
-            .map_err(|error| refused("compare the tables' files", &error))?;
-        let filter = super::provision::filter_of(context)?;
-        let now: HashMap<u32, Leaf> = catalog::leaves(&session, &filter)
-            .await
-            .map_err(|error| refused("compare the tables", &error))?
-            .into_iter()
-            .map(|leaf| (leaf.relid, leaf))
-            .collect();
-        for leaf in &leaves {
-            let changed = now
-                .get(&leaf.relid)
-                .is_some_and(|now| now.columns != leaf.columns || now.types != leaf.types);
-            let rewritten = files.get(&leaf.relid) != Some(&leaf.filenode);
-            if leaf.condition.is_none() && rewritten && changed {
-                return Err(schema_changed(leaf));
-            }
+    /// Lets go of tables held still: in the end, and as soon as somebody waits for them, since our
+    /// own copy would then wait behind him.
+    async fn let_wait_end(&mut self) {
+        let Some((session, since)) = &self.still else { return };
+        let waited_for = sql!(
+            "select exists (select from pg_catalog.pg_locks
+  where not granted and pg_backend_pid() = any(pg_blocking_pids(pid)))"
+        );
+        let waits = session.query_one(&waited_for, &[]).await.map(|row| row.get::<_, bool>(0));
+        if since.elapsed() > STILL || waits.unwrap_or(true) {
+            self.still = None;
         }
-        Ok(())
     }
 
     /// Dropped when the last chunk is read, not at cutover: a held snapshot holds back vacuum
@@ -278,7 +269,11 @@ impl Flow {
         if self.record().snapshots.is_empty() {
             return Ok(());
         }
-        self.shape_after_copy(context, leases).await?;
+        let altered = shape::altered_since_copied(context, leases).await?;
+        if !altered.is_empty() {
+            // What a rewrite puts into old rows is not in the stream.
+            return self.begin_again(context, leases, altered, &[]).await;
+        }
         self.change(|record| record.snapshots.clear()).await?;
         self.snapshots.release();
         self.shared().set_holds(Vec::new());
@@ -304,32 +299,4 @@ fn replaced(findings: &[Finding]) -> Option<Report> {
         Finding::Replaced(report) => Some(report.clone()),
         Finding::Rewritten { .. } | Finding::SnapshotLost { .. } | Finding::Fault(_) => None,
     })
-}
-
-/// The leaf as the new snapshot shows it, if its columns are still those of the target.
-fn same_shape(before: &Arc<Leaf>, now: &[Leaf]) -> Result<Leaf, Report> {
-    let Some(found) = now.iter().find(|leaf| leaf.relid == before.relid) else {
-        return Err(Report::definite(
-            "RELATION_REPLACED",
-            format!("table {} is gone on the source", before.source),
-        )
-        .with_detail("It was dropped after the plan was made.")
-        .with_hint("Abort this migration and begin again without the table: skein abort"));
-    };
-    if found.columns != before.columns
-        || found.types != before.types
-        || found.source != before.source
-    {
-        return Err(schema_changed(before));
-    }
-    Ok(found.clone())
-}
-
-fn schema_changed(leaf: &Leaf) -> Report {
-    Report::definite("SCHEMA_CHANGED", format!("table {} was altered on the source", leaf.source))
-        .with_detail("Its columns or their types are not those of the target any more.")
-        .with_hint(format!(
-            "Alter {} on the target in the same way and run: skein resume. Or undo it on the source.",
-            leaf.target
-        ))
 }

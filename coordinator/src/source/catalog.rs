@@ -102,7 +102,7 @@ pub async fn leaves(session: &Session, filter: &Filter) -> Result<Vec<Leaf>> {
 }
 
 /// Names and types of columns.
-type Columns = (Vec<String>, Vec<String>);
+pub type Columns = (Vec<String>, Vec<String>);
 
 /// Columns of each table in attribute order, without dropped and generated ones.
 async fn columns(session: &Session) -> Result<HashMap<u32, Columns>> {
@@ -120,6 +120,26 @@ async fn columns(session: &Session) -> Result<HashMap<u32, Columns>> {
         )
         .await?;
     Ok(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
+}
+
+/// Columns of one table of either server; empty where it is not there.
+///
+/// # Errors
+/// What the server refused.
+pub async fn columns_of(session: &Session, table: &TableName) -> Result<Columns> {
+    let row = session
+        .query_one(
+            &sql!(
+                "select coalesce(array_agg(a.attname::text order by a.attnum), '{}'),
+       coalesce(array_agg(pg_catalog.format_type(a.atttypid, a.atttypmod) order by a.attnum), '{}')
+  from pg_catalog.pg_attribute a
+ where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
+   and a.attgenerated = ''"
+            ),
+            &[&table.to_string()],
+        )
+        .await?;
+    Ok((row.get(0), row.get(1)))
 }
 
 /// Tables with a column whose type is not safe in binary, domains and arrays looked through.
