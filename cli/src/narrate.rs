@@ -93,6 +93,11 @@ impl Narrator {
                 news.push(News::Event(format!("notice: {}", progress::one_line(notice))));
             }
         }
+        // Each trouble once, as long as it is the same.
+        if is_trouble(&migration.activity) && self.told.insert(without_numbers(&migration.activity))
+        {
+            news.push(News::Event(progress::one_line(&migration.activity)));
+        }
         if let Some(fault) = &next.fault
             && last.as_ref().and_then(|seen| seen.fault.as_ref()) != Some(fault)
         {
@@ -170,6 +175,11 @@ fn state_line(cutover: &v1::CutoverReport) -> Option<String> {
         _ => return None,
     };
     Some(format!("cutover attempt {attempt}: {what}"))
+}
+
+/// Something that the coordinator tries again until it works.
+fn is_trouble(activity: &str) -> bool {
+    activity.contains("tried again") || activity.contains("trying again")
 }
 
 /// A notice whose figures have grown is the same notice.

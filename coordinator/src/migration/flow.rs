@@ -32,6 +32,9 @@ use tokio_util::sync::CancellationToken;
 /// Pause between two looks of a step that waits for something.
 pub const LOOK: Duration = Duration::from_millis(200);
 
+/// Pause between two looks at receiver, fence and snapshots while a migration is held.
+const LOOK_WHILE_HELD: Duration = Duration::from_secs(5);
+
 /// Lag under which a cutover begins, when the spec says nothing: about a second of a busy
 /// source's WAL.
 const DEFAULT_MAX_LAG_BYTES: u64 = 16 << 20;
@@ -136,17 +139,26 @@ impl Flow {
             std::future::pending::<()>().await;
         }
         let context = self.context().await?;
-        self.lift_if_overdue(&context).await;
-        Box::pin(self.ensure_receiving(&context)).await?;
+        let mut looked_at: Option<Instant> = None;
         loop {
-            self.lift_if_overdue(&context).await;
-            let lost = self.snapshots.keep(&context, &record, &self.fleet).await?;
-            self.publish_snapshots(&context);
-            if !lost.is_empty() {
-                // Copied again under a new one when it goes on.
-                tracing::warn!(?lost, "snapshot lost while held");
+            if looked_at.is_none_or(|at| at.elapsed() >= LOOK_WHILE_HELD) {
+                looked_at = Some(Instant::now());
+                self.lift_if_overdue(&context).await;
+                Box::pin(self.ensure_receiving(&context)).await?;
+                let lost = self.snapshots.keep(&context, &record, &self.fleet).await?;
+                self.publish_snapshots(&context);
+                if !lost.is_empty() {
+                    // Copied again under a new one when it goes on.
+                    tracing::warn!(?lost, "snapshot lost while held");
+                }
             }
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            // Positions and what troubles the receiver are shown all the same. A fault that stands
+            // is not told twice; a receiver that ended begins again at the next look.
+            let checked = self.check_stream();
+            if record.fault.is_none() {
+                checked?;
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -266,6 +278,7 @@ impl Flow {
 
     /// After a transient failure: nothing is kept that hides a server that came back otherwise.
     pub async fn disconnect_if_lost(&mut self) {
+        self.still = None;
         self.snapshots.ping().await;
     }
 
