@@ -3,6 +3,8 @@
 //! `cfg(test)` on each module lets its helper functions unwrap, too (clippy.toml).
 
 #[cfg(test)]
+mod bad_input;
+#[cfg(test)]
 mod crashes;
 #[cfg(test)]
 mod every_type;

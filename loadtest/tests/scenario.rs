@@ -76,6 +76,25 @@ impl Scenario {
         self.run.finish("skein", &words, DEADLINE).unwrap()
     }
 
+    /// `skein WORDS --dir ...`, left running.
+    pub(crate) fn begin(&self, words: &[&str]) -> Process {
+        let directory = self.run.state_directory().display().to_string();
+        let mut words = words.to_vec();
+        words.extend(["--dir", &directory]);
+        self.run.start("skein", &words).unwrap()
+    }
+
+    /// A session of the application on the source.
+    pub(crate) fn session(&self) -> Talk<'_> {
+        let session = self.runtime.block_on(self.source.client("shop")).unwrap();
+        Talk { session, runtime: &self.runtime }
+    }
+
+    /// Nobody else can touch this table on the target, until dropped.
+    pub(crate) fn hold_target(&self, table: &'static str) -> Held {
+        Held::lock(&self.target, table, &self.runtime)
+    }
+
     /// Runs a command that must succeed, and reads what it prints with `--json`.
     pub(crate) fn json(&self, words: &[&str]) -> Value {
         let mut words = words.to_vec();
@@ -171,8 +190,12 @@ impl Scenario {
     /// Source equals target row for row, Skein says so too, and every acknowledged commit is on
     /// the target exactly once.
     pub(crate) fn assert_moved(&self, outcome: &Outcome) {
+        self.assert_moved_but(outcome, &Scope::default());
+    }
+
+    pub(crate) fn assert_moved_but(&self, outcome: &Outcome, scope: &Scope) {
         assert_eq!(outcome.failures, Vec::<String>::new(), "the source failed its clients");
-        let comparison = self.compare(&Scope::default());
+        let comparison = self.compare(scope);
         assert!(comparison.is_equal(), "{comparison}\n{}", self.run.logs());
         let target = self.target.conninfo("shop");
         let wrong = self.runtime.block_on(outcome.check(&target)).unwrap();
@@ -205,6 +228,18 @@ impl Scenario {
                  union all select 'setting ' || array_to_string(setconfig, ',') from pg_db_role_setting",
             )
             .unwrap()
+    }
+}
+
+/// A session that a test talks to.
+pub(crate) struct Talk<'a> {
+    session: pg::Session,
+    runtime: &'a Runtime,
+}
+
+impl Talk<'_> {
+    pub(crate) fn run(&self, statement: &str) {
+        self.runtime.block_on(self.session.batch(&pg::Sql::trusted(statement))).unwrap();
     }
 }
 
