@@ -144,12 +144,12 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 impl From<&tokio_postgres::error::DbError> for ServerError {
     fn from(db: &tokio_postgres::error::DbError) -> Self {
-        Self::from_fields(
-            db.code().code(),
-            db.message(),
-            db.hint(),
-            [db.schema(), db.table(), db.column(), db.constraint()],
-        )
+        let names = [db.schema(), db.table(), db.column(), db.constraint()];
+        // Whatever SQLSTATE a RAISE gives itself, its text is the user's.
+        if db.routine() == Some("exec_stmt_raise") {
+            return Self::from_fields(db.code().code(), RAISED, None, names);
+        }
+        Self::from_fields(db.code().code(), db.message(), db.hint(), names)
     }
 }
 
@@ -174,10 +174,16 @@ impl ServerError {
     }
 }
 
-/// Classes whose primary message may quote a row's value: data exceptions, raised exceptions
-/// of user code. Their text is cut at the first colon or quote.
+/// For what a user's function raised: any part of its text may be a row's value.
+const RAISED: &str = "a function of the database raised an error, see the server's log";
+
+/// Classes whose primary message may quote a row's value: data exceptions, cut at the first colon
+/// or quote, and exceptions of user code (PL/pgSQL, external routines).
 fn without_values(sqlstate: &str, message: &str) -> String {
-    if sqlstate.starts_with("22") || sqlstate.starts_with("P0") {
+    if ["P0", "38", "39"].iter().any(|class| sqlstate.starts_with(class)) {
+        return RAISED.to_owned();
+    }
+    if sqlstate.starts_with("22") {
         let end = message.find([':', '"', '\'']).unwrap_or(message.len());
         return message[..end].trim_end().to_owned();
     }
@@ -192,6 +198,7 @@ mod tests {
     fn a_value_in_a_message_is_left_out() {
         let text = without_values("22P02", "invalid input syntax for type integer: \"4111 1111\"");
         assert_eq!(text, "invalid input syntax for type integer");
+        assert_eq!(without_values("P0001", "customer 4711 is in arrears"), RAISED);
         assert_eq!(without_values("42P01", "relation \"a\" does not exist").len(), 27);
     }
 }

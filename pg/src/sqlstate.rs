@@ -21,9 +21,9 @@ pub fn class(sqlstate: &str) -> Class {
         code if code.starts_with("08") || code.starts_with("58") => Class::Transient,
         code => match &code[..2.min(code.len())] {
             // feature, cardinality, data, constraint, transaction state, authorisation,
-            // dependent objects, syntax or access rule, limits, object state
-            "0A" | "21" | "22" | "23" | "25" | "28" | "2B" | "2F" | "34" | "3B" | "3D" | "3F"
-            | "42" | "44" | "54" | "55" => Class::Definite,
+            // dependent objects, routines of the user, syntax or access rule, limits, object state
+            "0A" | "21" | "22" | "23" | "25" | "28" | "2B" | "2F" | "34" | "38" | "39" | "3B"
+            | "3D" | "3F" | "42" | "44" | "54" | "55" | "P0" => Class::Definite,
             _ => Class::Transient,
         },
     }
@@ -38,6 +38,8 @@ mod tests {
         assert_eq!(class("40P01"), Class::Transient);
         assert_eq!(class("23505"), Class::Definite);
         assert_eq!(class("53100"), Class::Transient);
+        // raise_exception, for example from the function of a CHECK.
+        assert_eq!(class("P0001"), Class::Definite);
         assert_eq!(class(""), Class::Transient);
     }
 }

@@ -230,6 +230,28 @@ async fn a_refused_value_names_table_and_constraint_and_no_value() {
     }
 }
 
+/// It was tried again for ever, with the row in the log each time.
+#[tokio::test]
+async fn what_a_function_of_the_target_raises_stops_replay_and_tells_no_value() {
+    for sqlstate in ["P0001", "22023"] {
+        let checked = format!(
+            "create function f(v text) returns bool language plpgsql as $$ begin
+               if v like 'secret%' then
+                 raise exception 'what is % doing here', v using errcode = '{sqlstate}', hint = v;
+               end if;
+               return true; end $$;
+             create table t (id int primary key, v text check (f(v)))"
+        );
+        let world =
+            World::with_target("create table t (id int primary key, v text)", &checked).await;
+        world.write("insert into t values (1, 'secret 4711')").await;
+        let fault = world.fault().await;
+        assert_eq!(fault.reason, "CHANGE_REFUSED");
+        assert!(fault.primary.contains("could not insert in table"), "{fault:?}");
+        assert!(!format!("{fault:?}").contains("4711"), "{fault:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_large_transaction_that_fails_names_its_change() {
     let world = World::new("create table t (id int primary key, v int)").await;
