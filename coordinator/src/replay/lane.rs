@@ -66,7 +66,8 @@ pub enum Piece {
 pub struct Committed {
     pub lanes: std::ops::Range<usize>,
     pub end_lsn: PgLsn,
-    /// Insert position of the target after the commit.
+    /// Insert position of the target after the commit; zero where the commit was awaited until
+    /// flushed: others may have written since, and nobody may flush that for a while.
     pub target_lsn: PgLsn,
     pub transactions: u64,
     pub changes: u64,
@@ -128,6 +129,7 @@ impl Lane {
                 Err(error) => return Err(error),
             }
         };
+        let target_lsn = if batch.flush { PgLsn::from(0) } else { target_lsn };
         let lanes = self.lane..self.lane + 1;
         let (transactions, commit_time_us) = (batch.transactions, batch.commit_time_us);
         self.tell(Committed { lanes, end_lsn, target_lsn, transactions, changes, commit_time_us })
@@ -149,6 +151,7 @@ impl Lane {
                 error
             }
         })?;
+        let target_lsn = if alone.flush { PgLsn::from(0) } else { target_lsn };
         self.tell(Committed {
             lanes: 0..alone.previous.len(),
             end_lsn: alone.end_lsn,
