@@ -407,6 +407,16 @@ async fn truncates_between_writes_arrive() {
 
 #[tokio::test]
 async fn leaves_go_through_a_root_that_is_partitioned_otherwise() {
+    through_a_root("").await;
+}
+
+#[tokio::test]
+async fn leaves_under_full_go_through_a_root_that_is_partitioned_otherwise() {
+    through_a_root("alter table low replica identity full; alter table high replica identity full")
+        .await;
+}
+
+async fn through_a_root(identity: &str) {
     let there =
         "create table p (id int, r int, v text, primary key (id, r)) partition by hash (id);
         create table h0 partition of p for values with (modulus 2, remainder 0);
@@ -415,7 +425,7 @@ async fn leaves_go_through_a_root_that_is_partitioned_otherwise() {
         create table low partition of p for values from (0) to (100);
         create table high (v text, r int not null, id int not null, primary key (id, r));
         alter table p attach partition high for values from (100) to (200)";
-    let mut world = World::with_target(here, there).await;
+    let mut world = World::with_target(&format!("{here}; {identity}"), there).await;
     let bounds = |name: &str| {
         let question = format!("select pg_get_partition_constraintdef('{name}'::regclass)");
         world.source_server.psql("source", &question).unwrap().trim().to_owned()
