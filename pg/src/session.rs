@@ -26,7 +26,8 @@ pub struct SessionName(String);
 impl SessionName {
     pub fn new(migration: &str, epoch: u64, role: &str, id: impl fmt::Display) -> Self {
         let mut name = format!("skein/{migration}/{epoch}/{role}/{id}");
-        name.truncate(63);
+        // An id may be a worker's, and those are a person's to choose.
+        name.truncate(name.floor_char_boundary(63));
         Self(name)
     }
 
@@ -344,4 +345,15 @@ fn driver_config(conninfo: &Conninfo, host: &Host, settings: &Settings) -> tokio
         config.options(options);
     }
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_name_is_cut_between_characters() {
+        let name = SessionName::new("x", 1, "holder", "ü".repeat(60));
+        assert!(name.as_str().starts_with("skein/x/1/holder/ü") && name.as_str().len() <= 63);
+    }
 }
