@@ -14,16 +14,19 @@
 //! Not here: what a task does (worker), which task comes first (`plan::order`).
 
 pub mod complete;
+mod error;
 pub mod expire;
 pub mod grant;
 pub mod renew;
+
+pub use error::Error;
 
 use crate::{
     migration::context::Context,
     plan::{Leaf, Task, Work, order::Queue},
 };
 use pg::{Session, sql};
-use proto::status::{Classify, ErrorClass, Report};
+use proto::status::Report;
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -37,46 +40,6 @@ pub const LEASE_TIME: Duration = Duration::from_secs(30);
 
 /// Attempts at a task that fail for transient reasons before a person is asked.
 const MAX_ATTEMPTS: u32 = 8;
-
-/// Why a lease operation failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("a newer coordinator acts on this migration")]
-    Fenced,
-    #[error("could not change task {task_id} in the target")]
-    Target { task_id: u64, source: pg::Error },
-    #[error("could not reach the target's plan")]
-    Plan(#[source] pg::Error),
-    #[error("task {task_id} cannot be read")]
-    Unreadable { task_id: u64, source: serde_json::Error },
-    #[error("stale session of task {task_id} is still there after {seconds} s")]
-    StaleSession { task_id: u64, seconds: u64 },
-}
-
-impl Classify for Error {
-    fn class(&self) -> ErrorClass {
-        match self {
-            Self::Fenced => ErrorClass::Fenced,
-            Self::Target { source, .. } | Self::Plan(source) => {
-                if source.is_transient() {
-                    ErrorClass::Transient
-                } else {
-                    ErrorClass::Definite
-                }
-            }
-            Self::Unreadable { .. } => ErrorClass::Bug,
-            Self::StaleSession { .. } => ErrorClass::Transient,
-        }
-    }
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Fenced => "FENCED",
-            Self::Target { .. } | Self::Plan(_) => "TARGET_REFUSED",
-            Self::Unreadable { .. } => "PLAN_UNREADABLE",
-            Self::StaleSession { .. } => "STALE_SESSION",
-        }
-    }
-}
 
 /// A task in somebody's hands.
 #[derive(Clone, Debug)]
@@ -122,6 +85,8 @@ struct State {
     queue: Queue,
     leaves: HashMap<u32, Arc<Leaf>>,
     held: HashMap<u64, Lease>,
+    /// Taken out of the queue, not held yet.
+    reserved: HashSet<u64>,
     /// Tasks that failed: not before this time, and how often so far.
     waiting: HashMap<u64, (Instant, u32)>,
     /// Tasks that are not granted until a person resumes.
@@ -133,6 +98,27 @@ struct State {
     /// Why a task was given back for which it is tried again, and when.
     trouble: Option<(Instant, String)>,
     open: bool,
+}
+
+/// A row of [`Leases::reload`].
+fn task_of(row: &tokio_postgres::Row, task_id: u64, work: Work) -> Task {
+    Task {
+        task_id,
+        relid: row.get(1),
+        snapshot_epoch: u32::try_from(row.get::<_, i32>(2)).unwrap_or(0),
+        stage: row.get(3),
+        size_bytes: u64::try_from(row.get::<_, i64>(4)).unwrap_or(0),
+        work,
+    }
+}
+
+impl State {
+    /// Notes a finding once, until somebody takes it: nobody does while the migration is held.
+    fn find(&mut self, finding: Finding) {
+        if !self.findings.contains(&finding) {
+            self.findings.push(finding);
+        }
+    }
 }
 
 /// Leases of one migration. Cheap to clone.
@@ -160,6 +146,7 @@ impl Leases {
                 queue,
                 leaves: HashMap::new(),
                 held: HashMap::new(),
+                reserved: HashSet::new(),
                 waiting: HashMap::new(),
                 stopped: HashSet::new(),
                 snapshots: HashMap::new(),
@@ -207,7 +194,11 @@ impl Leases {
         let mut state = self.state();
         let previous = std::mem::take(&mut state.held);
         let max_open = self.context.spec.copy.as_ref().map_or(0, |copy| copy.max_open_tables);
+        let refresh = state.queue.allows_refresh();
         state.queue = Queue::new(if max_open == 0 { 4 } else { max_open as usize });
+        if refresh {
+            state.queue.allow_refresh();
+        }
         state.totals = Totals::default();
         state.leaves = leaves;
         let now = Instant::now();
@@ -215,14 +206,7 @@ impl Leases {
             let task_id = u64::try_from(row.get::<_, i64>(0)).unwrap_or(0);
             let work: Work = serde_json::from_str(row.get(5))
                 .map_err(|source| Error::Unreadable { task_id, source })?;
-            let task = Task {
-                task_id,
-                relid: row.get(1),
-                snapshot_epoch: u32::try_from(row.get::<_, i32>(2)).unwrap_or(0),
-                stage: row.get(3),
-                size_bytes: u64::try_from(row.get::<_, i64>(4)).unwrap_or(0),
-                work,
-            };
+            let task = task_of(&row, task_id, work);
             let is_copy = matches!(task.work, Work::Copy(_));
             state.totals.tasks_total += 1;
             state.totals.builds_total += u64::from(!is_copy);
@@ -251,6 +235,10 @@ impl Leases {
                     revoked: false,
                 });
                 state.held.insert(task_id, lease);
+                state.queue.granted(task_id);
+            }
+            // A grant on its way, which asks the target whether its task is still this one.
+            if state.reserved.contains(&task_id) {
                 state.queue.granted(task_id);
             }
         }

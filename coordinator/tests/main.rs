@@ -7,6 +7,8 @@ mod cutover;
 #[cfg(test)]
 mod identity;
 #[cfg(test)]
+mod lease;
+#[cfg(test)]
 mod plan_file;
 #[cfg(test)]
 mod preflight;

@@ -106,11 +106,11 @@ impl Leases {
             }
             v1::ReleaseCause::Rewritten => {
                 state.waiting.insert(task_id, (Instant::now() + Duration::from_secs(2), 0));
-                state.findings.push(Finding::Rewritten { relid: task.relid });
+                state.find(Finding::Rewritten { relid: task.relid });
             }
             v1::ReleaseCause::Replaced => {
                 state.waiting.insert(task_id, (Instant::now() + Duration::from_secs(5), 0));
-                state.findings.push(Finding::Replaced(
+                state.find(Finding::Replaced(
                     Report::definite(
                         "RELATION_REPLACED",
                         format!("table {object} is gone, or its name means another table now"),
@@ -127,7 +127,7 @@ impl Leases {
             v1::ReleaseCause::SnapshotLost => {
                 state.waiting.insert(task_id, (Instant::now() + Duration::from_secs(1), 0));
                 let snapshot_epoch = task.snapshot_epoch;
-                state.findings.push(Finding::SnapshotLost { snapshot_epoch });
+                state.find(Finding::SnapshotLost { snapshot_epoch });
             }
             v1::ReleaseCause::Failed => {
                 // A server that does not answer says nothing of the task: it is waited for.
@@ -149,7 +149,7 @@ impl Leases {
                     let report = report.unwrap_or_else(|| {
                         Report::definite("TASK_FAILED", format!("could not finish {object}"))
                     });
-                    state.findings.push(Finding::Fault(report));
+                    state.find(Finding::Fault(report));
                 }
             }
         }

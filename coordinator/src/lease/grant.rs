@@ -15,6 +15,30 @@ use tokio::time::Instant;
 /// in up to 10.6 s.
 const GONE_WITHIN: Duration = Duration::from_secs(20);
 
+/// What the target said to a grant.
+enum Issued {
+    Token(u64),
+    Finished,
+    /// The plan in memory is not the target's any more: nothing is granted until it is read.
+    Replaced,
+}
+
+/// A task between the queue and its lease. Unless it is held by then, it is ready again.
+struct Reserved<'a> {
+    leases: &'a Leases,
+    task_id: u64,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let mut state = self.leases.state();
+        state.reserved.remove(&self.task_id);
+        if !state.held.contains_key(&self.task_id) {
+            state.queue.returned(self.task_id);
+        }
+    }
+}
+
 impl Leases {
     /// Grants the next ready task to `worker`, or nothing.
     ///
@@ -23,8 +47,10 @@ impl Leases {
     pub async fn grant(&self, worker: &str) -> Result<Option<v1::Task>, Error> {
         let Some((task, leaf, snapshots)) = self.reserve() else { return Ok(None) };
         let task_id = task.task_id;
-        match self.issue(&task, worker).await {
-            Ok(Some(token)) => {
+        // The caller may be dropped at any await, with the connection of a killed worker.
+        let reserved = Reserved { leases: self, task_id };
+        match self.issue(&task, worker).await? {
+            Issued::Token(token) => {
                 let now = Instant::now();
                 let lease = Lease {
                     token,
@@ -35,16 +61,17 @@ impl Leases {
                     revoked: false,
                 };
                 self.state().held.insert(task_id, lease);
+                drop(reserved);
                 Ok(Some(self.wire(&task, leaf.as_deref(), snapshots, token)))
             }
-            // Finished before: a completion whose report was lost.
-            Ok(None) => {
+            // A completion whose report was lost.
+            Issued::Finished => {
                 self.finish(task_id, None);
                 Ok(None)
             }
-            Err(error) => {
-                self.state().queue.returned(task_id);
-                Err(error)
+            Issued::Replaced => {
+                self.close();
+                Err(Error::Replaced { task_id })
             }
         }
     }
@@ -78,53 +105,58 @@ impl Leases {
         if matches!(task.work, Work::Copy(_)) && snapshots.is_empty() {
             return None;
         }
-        state.queue.granted(task.task_id);
         let leaf = state.leaves.get(&task.relid).cloned();
         if leaf.is_none() && matches!(task.work, Work::Copy(_)) {
             // A copy without its relation: the plan is being replaced, and read again soon.
-            state.queue.returned(task.task_id);
             return None;
         }
+        state.queue.granted(task.task_id);
+        state.reserved.insert(task.task_id);
         Some((task, leaf, snapshots))
     }
 
-    /// A new token for the task. None: it is finished.
-    async fn issue(&self, task: &Task, worker: &str) -> Result<Option<u64>, Error> {
+    /// A new token for the task, if the target still has it as we know it: a row of another
+    /// snapshot epoch is another task, even under the same id.
+    async fn issue(&self, task: &Task, worker: &str) -> Result<Issued, Error> {
         let task_id = task.task_id;
         let refused = |source| Error::Target { task_id, source };
         let mut slot = self.session().await?;
-        let session = slot.as_mut().ok_or(Error::Fenced)?;
-        end_stale_sessions(session, &self.context.name, task_id).await?;
+        // Put back when the transaction is over: dropped in its midst, it ends with its session.
+        let session = slot.take().ok_or(Error::Fenced)?;
+        end_stale_sessions(&session, &self.context.name, task_id).await?;
         session.batch(&sql!("begin")).await.map_err(refused)?;
         let issued = async {
             let fence = session.query_opt(&target::fence(self.context.epoch), &[]).await?;
             if fence.is_none() {
                 return Ok(None);
             }
+            let id = i64::try_from(task_id).unwrap_or(i64::MAX);
+            let epoch = i32::try_from(task.snapshot_epoch).unwrap_or(i32::MAX);
             let row = session
                 .query_opt(
                     &sql!(
-                        "update skein.task set token = nextval('skein.token'), worker = $2
- where task_id = $1 and finished_at is null returning token"
+                        "update skein.task
+    set token = case when finished_at is null then nextval('skein.token') else token end,
+        worker = case when finished_at is null then $2 else worker end
+ where task_id = $1 and snapshot_epoch = $3 returning token, finished_at is not null"
                     ),
-                    &[&i64::try_from(task_id).unwrap_or(i64::MAX), &worker],
+                    &[&id, &worker, &epoch],
                 )
                 .await?;
             session.batch(&sql!("commit")).await?;
-            Ok(Some(row.map(|row| u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))))
+            Ok(Some(match row {
+                None => Issued::Replaced,
+                Some(row) if row.get(1) => Issued::Finished,
+                Some(row) => Issued::Token(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0)),
+            }))
         }
         .await;
-        match issued {
-            Ok(Some(token)) => Ok(token),
-            Ok(None) => {
-                session.batch(&sql!("rollback")).await.map_err(refused)?;
-                Err(Error::Fenced)
-            }
-            Err(source) => {
-                *slot = None;
-                Err(refused(source))
-            }
+        let issued = issued.map_err(refused)?;
+        if issued.is_none() {
+            session.batch(&sql!("rollback")).await.map_err(refused)?;
         }
+        *slot = Some(session);
+        issued.ok_or(Error::Fenced)
     }
 
     fn wire(
