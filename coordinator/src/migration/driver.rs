@@ -48,6 +48,10 @@ pub struct Request {
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
+/// Attempts in a row that a server may refuse with a code that says nothing of why: some five
+/// minutes, long enough for a catalog row that another session changed at the same time.
+const UNKNOWN_ATTEMPTS: u32 = 20;
+
 /// The driver of one migration.
 #[derive(Debug)]
 pub struct Driver {
@@ -55,6 +59,8 @@ pub struct Driver {
     pause: Duration,
     /// No step before this: the last one failed for a reason that may pass.
     not_before: Instant,
+    /// Refusals in a row with a code that says nothing.
+    unknown: u32,
     over: bool,
 }
 
@@ -64,6 +70,7 @@ impl Driver {
             flow: Flow::new(stored, shared, fleet, dir),
             pause: FIRST_PAUSE,
             not_before: Instant::now(),
+            unknown: 0,
             over: false,
         }
     }
@@ -95,11 +102,19 @@ impl Driver {
             Ok(Some(event)) => match self.advance(&event).await {
                 Ok(()) => {
                     self.pause = FIRST_PAUSE;
+                    self.unknown = 0;
                     return false;
                 }
                 Err(report) => report,
             },
             Err(report) => report,
+        };
+        self.unknown = if says_nothing(&report) { self.unknown + 1 } else { 0 };
+        let report = if self.unknown > UNKNOWN_ATTEMPTS {
+            self.unknown = 0;
+            report.with_class(ErrorClass::Definite)
+        } else {
+            report
         };
         match report.class {
             ErrorClass::Transient | ErrorClass::Conflict => {
@@ -134,9 +149,18 @@ impl Driver {
     }
 
     async fn advance(&mut self, event: &Event) -> Result<(), Report> {
-        let next = self.flow.record().phase.next(event).map_err(|error| {
-            Report::definite("ILLEGAL_TRANSITION", error.to_string()).with_class(ErrorClass::Bug)
-        })?;
+        self.advance_over(&[event]).await
+    }
+
+    /// Over several events in one write.
+    async fn advance_over(&mut self, events: &[&Event]) -> Result<(), Report> {
+        let mut next = self.flow.record().phase.clone();
+        for event in events {
+            next = next.next(event).map_err(|error| {
+                Report::definite("ILLEGAL_TRANSITION", error.to_string())
+                    .with_class(ErrorClass::Bug)
+            })?;
+        }
         tracing::info!(from = %self.flow.record().phase, to = %next, "phase");
         self.flow
             .change(|record| {
@@ -193,25 +217,7 @@ impl Driver {
                 }
                 Ok(plan)
             }
-            Command::Abort { dry_run } => {
-                if phase == Phase::Aborted || phase == Phase::Aborting {
-                    return Ok(Vec::new());
-                }
-                let drops = self.flow.teardown_plan(teardown::Scope::Abort).await?;
-                if !dry_run {
-                    self.advance(&Event::AbortRequested).await.map_err(|_| {
-                        not_now("abort", &phase, "Wait until the cutover ended, or clean up.")
-                    })?;
-                    self.flow
-                        .change(|record| {
-                            record.started = true;
-                            record.paused = false;
-                            record.fault = None;
-                        })
-                        .await?;
-                }
-                Ok(drops)
-            }
+            Command::Abort { dry_run } => self.abort(&phase, dry_run).await,
             Command::Cleanup { dry_run } => {
                 let unstarted = phase == Phase::Preflight;
                 if !phase.is_final() && !unstarted {
@@ -226,12 +232,53 @@ impl Driver {
             }
         }
     }
+
+    async fn abort(&mut self, phase: &Phase, dry_run: bool) -> Result<Vec<String>, Report> {
+        if matches!(phase, Phase::Aborted | Phase::Aborting) {
+            return Ok(Vec::new());
+        }
+        let drops = self.flow.teardown_plan(teardown::Scope::Abort).await?;
+        if !dry_run {
+            match phase {
+                // Nothing was made yet: neither server is needed.
+                Phase::Preflight => {
+                    self.flow.change(|record| record.started = false).await?;
+                    self.advance_over(&[&Event::AbortRequested, &Event::TornDown]).await?;
+                }
+                // Nobody runs the attempt: it is lifted, where it did not win.
+                Phase::CuttingOver { .. } if self.flow.record().is_held() => {
+                    self.flow.lift_to_abort().await?;
+                    self.advance_over(&[&Event::FenceLifted, &Event::AbortRequested]).await?;
+                }
+                _ => self.advance(&Event::AbortRequested).await.map_err(|_| {
+                    let hint = "Wait until the cutover ended, or clean up.";
+                    not_now("abort", phase, hint)
+                })?,
+            }
+            // Without a start there is nothing that a cleanup would have to drop.
+            let started = *phase != Phase::Preflight;
+            self.flow
+                .change(|record| {
+                    record.started = started;
+                    record.paused = false;
+                    record.fault = None;
+                })
+                .await?;
+        }
+        Ok(drops)
+    }
 }
 
 /// The step, once it may run.
 async fn work(flow: &mut Flow, held: bool, not_before: Instant) -> Result<Option<Event>, Report> {
     tokio::time::sleep_until(not_before).await;
     flow.work(held).await
+}
+
+/// A server refused with a code that says neither that it may pass nor that it never will.
+fn says_nothing(report: &Report) -> bool {
+    let code = report.detail.split("SQLSTATE ").nth(1).and_then(|rest| rest.get(..5));
+    report.class == ErrorClass::Transient && code.is_some_and(pg::sqlstate::is_unknown)
 }
 
 fn not_now(what: &str, phase: &Phase, hint: &str) -> Report {
@@ -241,4 +288,22 @@ fn not_now(what: &str, phase: &Phase, hint: &str) -> Report {
 /// A store's refusal as the driver's.
 pub fn not_stored(error: &crate::store::Error) -> Report {
     error.report()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_unknown_code_is_counted() {
+        let refused = |code: &str| {
+            Report::definite("SERVER_REFUSED", "could not do it")
+                .with_detail(format!("a message (SQLSTATE {code})."))
+                .with_class(ErrorClass::Transient)
+        };
+        assert!(says_nothing(&refused("XX000")));
+        assert!(!says_nothing(&refused("53100")));
+        assert!(!says_nothing(&refused("XX000").with_class(ErrorClass::Definite)));
+        assert!(!says_nothing(&Report::definite("R", "lost").with_class(ErrorClass::Transient)));
+    }
 }
