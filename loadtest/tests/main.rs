@@ -15,6 +15,8 @@ mod kills;
 #[cfg(test)]
 mod large;
 #[cfg(test)]
+mod late;
+#[cfg(test)]
 mod moves;
 #[cfg(test)]
 mod network;

@@ -17,6 +17,9 @@ use tokio::time::Instant;
 /// most 10.6 s with our keepalives.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
 
+/// Reason of the fault that the target's schema `skein` is another migration's.
+pub const TARGET_TAKEN: &str = "TARGET_TAKEN";
+
 /// An error of a server as a report: what was done, and what the server said.
 pub fn refused(what: &str, error: &pg::Error) -> Report {
     let class = if error.is_transient() { ErrorClass::Transient } else { ErrorClass::Definite };
@@ -103,7 +106,7 @@ pub async fn claim(record: &Record, dir: PathBuf) -> Result<Context, Report> {
         .await
         .map_err(failed)?;
     let Some(row) = raised else {
-        return Err(Report::definite("TARGET_TAKEN", "target belongs to another migration")
+        return Err(Report::definite(TARGET_TAKEN, "target belongs to another migration")
             .with_detail("Its schema skein was made by another migration, or by a newer Skein.")
             .with_hint("Clean that one up first (skein cleanup), or choose another target."));
     };

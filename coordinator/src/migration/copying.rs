@@ -8,8 +8,9 @@
 //! Promise: finished relations are never copied again; unfinished ones begin again only where
 //! their snapshot is lost or their file is another one; the stream is never broken.
 
+pub mod still;
+
 use super::{
-    connect::refused,
     context::Context,
     flow::{Flow, LOOK},
     phase::Event,
@@ -19,22 +20,22 @@ use super::{
 };
 use crate::{
     lease::{Finding, Leases},
-    plan::{COPY_STAGE, REFRESH_STAGE, chunk::BLOCK_BYTES},
+    plan::{COPY_STAGE, Leaf, REFRESH_STAGE},
     schema::{Schema, Stage},
+    store::record::Snapshot,
 };
-use pg::{Session, Settings, Sql, TableName, sql};
+use pg::TableName;
 use proto::status::{Classify as _, Report};
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+use still::Still;
 use tokio::time::Instant;
 
 /// Pause between two looks at the holders: a sign of life goes to each as well.
 const KEEP_SNAPSHOTS: Duration = Duration::from_secs(5);
-
-/// A table that is copied in a second or so.
-const SMALL_BYTES: u64 = 64 << 20;
-
-/// How long a small table is kept from being rewritten.
-const STILL: Duration = Duration::from_secs(10);
 
 impl Flow {
     pub(super) async fn copying(&mut self) -> Result<Event, Report> {
@@ -71,6 +72,10 @@ impl Flow {
     async fn copy_once(&mut self, context: &Context, leases: &Leases) -> Result<(), Report> {
         if leases.unfinished_through(REFRESH_STAGE - 1) > 0 {
             self.shared().set_activity("copying");
+            // Into a table that is being copied nothing is replayed.
+            if let Some(stream) = &mut self.stream {
+                stream.stop_replay().await;
+            }
             self.keep_snapshots(context, leases, true).await?;
         }
         let mut kept_at = Instant::now();
@@ -96,7 +101,6 @@ impl Flow {
                     return Err(report);
                 }
             }
-            self.let_wait_end().await;
             let copies_left = leases.unfinished_through(COPY_STAGE);
             if copies_left == 0 {
                 self.drop_snapshots(context, leases).await?;
@@ -108,7 +112,6 @@ impl Flow {
             });
             tokio::time::sleep(LOOK).await;
         }
-        self.still = None;
         Ok(())
     }
 
@@ -178,7 +181,8 @@ impl Flow {
         lost: &[u32],
     ) -> Result<(), Report> {
         leases.close();
-        self.still = None;
+        let mut relids = with_siblings(leases, relids);
+        self.hold_still(context, leases, &relids).await?;
         let names: Vec<String> = leases
             .leaves()
             .iter()
@@ -188,83 +192,83 @@ impl Flow {
         tracing::warn!(tables = ?names, ?lost, "copied again under a new snapshot");
         let notice = format!("Copied again from its beginning: {}.", names.join(", "));
         let snapshot = self.next_snapshot(context, lost).await?;
-        self.hold_still(context, leases, &relids).await?;
-        let session = self.snapshots.session(context, "plan", snapshot.epoch).await?;
-        let target = self.target(context, "plan").await?;
-        let now = plan_leaves(context, &session, &target).await?;
-        let mut leaves = Vec::new();
-        for before in leases.leaves().iter().filter(|leaf| relids.contains(&leaf.relid)) {
-            let same = shape::on_both(before, &now, &target).await?;
-            leaves.push(same);
+        if let Some(still) = self.still.take() {
+            let target = self.target(context, "still").await?;
+            let copied = still.copy(context, &target, &snapshot).await;
+            relids.retain(|relid| !copied.contains(relid));
         }
-        replan::begin_again(context, &target, &leaves, &snapshot).await?;
+        if let Err(report) = self.plan_again(context, leases, (&relids, &snapshot)).await {
+            // Not held for nothing while a person mends what it is.
+            self.change(|record| record.snapshots.retain(|one| one.epoch != snapshot.epoch))
+                .await?;
+            return Err(report);
+        }
         leases.reload().await.map_err(|error| error.report())?;
         self.change(|record| {
-            record.notices.push(notice);
+            // One that is truncated for hours is named once.
+            if !record.notices.contains(&notice) {
+                record.notices.push(notice);
+            }
         })
         .await?;
         leases.open(self.snapshots.names(context, &self.fleet));
         Ok(())
     }
 
-    /// A small table that is rewritten faster than it is copied (a TRUNCATE every second) is
-    /// locked in ACCESS SHARE mode from its second time on, from right after the new snapshot
-    /// until its copy is in, for [`STILL`] at most. Not from before it: a TRUNCATE that waits for
-    /// our lock has a transaction id, and the slot would wait for that. One that falls between
-    /// costs another attempt.
+    /// Empties them on the target and plans them as the snapshot shows them.
+    async fn plan_again(
+        &self,
+        context: &Context,
+        leases: &Leases,
+        (relids, snapshot): (&HashSet<u32>, &Snapshot),
+    ) -> Result<(), Report> {
+        if relids.is_empty() {
+            return Ok(());
+        }
+        let session = self.snapshots.session(context, "plan", snapshot.epoch).await?;
+        let target = self.target(context, "plan").await?;
+        let mut now: HashMap<u32, Leaf> = plan_leaves(context, &session, &target)
+            .await?
+            .into_iter()
+            .map(|leaf| (leaf.relid, leaf))
+            .collect();
+        let mut leaves = Vec::new();
+        for before in leases.leaves().iter().filter(|leaf| relids.contains(&leaf.relid)) {
+            leaves.push(shape::on_both(before, now.remove(&before.relid), &target).await?);
+        }
+        replan::begin_again(context, &target, &leaves, snapshot).await
+    }
+
+    /// From its second time on a small table is copied by the session that locks it, see [`Still`].
     async fn hold_still(
         &mut self,
         context: &Context,
         leases: &Leases,
-        relids: &[u32],
+        relids: &HashSet<u32>,
     ) -> Result<(), Report> {
         for relid in relids {
             *self.rewrites.entry(*relid).or_default() += 1;
         }
-        let small: Vec<TableName> = leases
+        self.still = None;
+        let again = |leaf: &Leaf| self.rewrites.get(&leaf.relid).is_some_and(|times| *times > 1);
+        let leaves: Vec<Arc<Leaf>> = leases
             .leaves()
-            .iter()
-            .filter(|leaf| {
-                relids.contains(&leaf.relid)
-                    && self.rewrites.get(&leaf.relid).is_some_and(|count| *count > 1)
-                    && leaf.blocks * BLOCK_BYTES <= SMALL_BYTES
-            })
-            .map(|leaf| leaf.source.clone())
+            .into_iter()
+            .filter(|leaf| relids.contains(&leaf.relid) && again(leaf) && Still::takes(leaf))
             .collect();
-        if small.is_empty() {
+        if leaves.is_empty() {
             return Ok(());
         }
-        let settings = Settings::read(context.session_name("still", 0))
-            .encoding(super::context::UTF_8)
-            .lock_timeout(Duration::from_secs(2));
-        let session = Session::connect(&context.source, &settings)
-            .await
-            .map_err(|error| refused("reach the source", &error))?;
-        let list = Sql::join(small.iter().map(|table| sql!("only {}", table)), ", ");
-        session
-            .batch(&sql!("begin; lock table {} in access share mode", list))
-            .await
-            .map_err(|error| refused("hold a table still on the source", &error))?;
-        self.still = Some((session, Instant::now()));
+        let target = self.target(context, "plan").await?;
+        let ended: Vec<u32> = leaves.iter().map(|leaf| leaf.relid).collect();
+        replan::end_copies(context, &target, &ended).await?;
+        self.still = Some(Still::open(context, leaves).await?);
         Ok(())
     }
 
-    /// Lets go of tables held still: in the end, and as soon as somebody waits for them, since our
-    /// own copy would then wait behind him.
-    async fn let_wait_end(&mut self) {
-        let Some((session, since)) = &self.still else { return };
-        let waited_for = sql!(
-            "select exists (select from pg_catalog.pg_locks
-  where not granted and pg_backend_pid() = any(pg_blocking_pids(pid)))"
-        );
-        let waits = session.query_one(&waited_for, &[]).await.map(|row| row.get::<_, bool>(0));
-        if since.elapsed() > STILL || waits.unwrap_or(true) {
-            self.still = None;
-        }
-    }
-
-    /// Dropped when the last chunk is read, not at cutover: a held snapshot holds back vacuum
-    /// and CREATE INDEX CONCURRENTLY on the source.
+    /// What was altered meanwhile is copied again. Else snapshots are dropped when the last chunk
+    /// is read, not at cutover: a held one holds back vacuum and CREATE INDEX CONCURRENTLY on the
+    /// source.
     async fn drop_snapshots(&mut self, context: &Context, leases: &Leases) -> Result<(), Report> {
         if self.record().snapshots.is_empty() {
             return Ok(());
@@ -299,4 +303,18 @@ fn replaced(findings: &[Finding]) -> Option<Report> {
         Finding::Replaced(report) => Some(report.clone()),
         Finding::Rewritten { .. } | Finding::SnapshotLost { .. } | Finding::Fault(_) => None,
     })
+}
+
+/// Leaves whose rows go through one root are emptied together, and so copied together.
+fn with_siblings(leases: &Leases, relids: Vec<u32>) -> HashSet<u32> {
+    let mut relids: HashSet<u32> = relids.into_iter().collect();
+    let leaves = leases.leaves();
+    let through_root = || leaves.iter().filter(|leaf| leaf.through_root);
+    let roots: HashSet<&TableName> = through_root()
+        .filter(|leaf| relids.contains(&leaf.relid))
+        .map(|leaf| &leaf.target)
+        .collect();
+    let siblings = through_root().filter(|leaf| roots.contains(&leaf.target));
+    relids.extend(siblings.map(|leaf| leaf.relid));
+    relids
 }

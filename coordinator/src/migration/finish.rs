@@ -7,16 +7,18 @@
 //! ```
 
 use super::{
+    connect::TARGET_TAKEN,
     context::Context,
-    cutover::{self, Cutover, Outcome, Parts, fence},
+    cutover::{self, Cutover, Outcome, Parts, State, fence},
     flow::{Flow, LOOK},
-    phase::Event,
+    phase::{Event, Phase},
     provision::{ORIGINALS, filter_of, read_step},
     shared::Shared,
     teardown::{self, Scope},
 };
 use crate::{
     clock,
+    lease::Leases,
     replay::run::ReplayStatus,
     schema::{OriginalIdentity, Schema, Stage},
     source::identity::{Originals, Setting},
@@ -99,18 +101,19 @@ impl Parts for Ours {
     async fn restore(&mut self) -> Result<(), Report> {
         let schema = Schema::new(self.context.clone());
         let (archive, _) = schema.archive().await.map_err(|error| error.report())?;
-        let mut notes =
-            schema.restore(Stage::Cutover, &archive).await.map_err(|error| error.report())?;
-        schema
-            .replica_identities(&self.original_identities())
-            .await
-            .map_err(|error| error.report())?;
+        // Before what would fire on these rows, or check them, is made.
         let copied = cutover::off_stream::copy(&self.context)
             .await
             .map_err(|error| super::connect::refused("copy unlogged tables again", &error))?;
         if !copied {
             return Err(super::replan::fenced_out());
         }
+        let mut notes =
+            schema.restore(Stage::Cutover, &archive).await.map_err(|error| error.report())?;
+        schema
+            .replica_identities(&self.original_identities())
+            .await
+            .map_err(|error| error.report())?;
         notes.extend(schema.sync_large_objects().await.map_err(|error| error.report())?);
         notes.extend(
             schema.database_settings(Stage::Cutover).await.map_err(|error| error.report())?,
@@ -133,10 +136,21 @@ impl Parts for Ours {
     }
 }
 
+/// Whether every table's rows are in: those of one that came late are copied in any phase.
+fn all_copied(leases: &Leases) -> Result<(), Report> {
+    match leases.unfinished_through(i32::MAX) {
+        0 => Ok(()),
+        tasks => Err(Report::definite("COPY_UNFINISHED", "tables are still being copied")
+            .with_detail(format!("{tasks} tasks of tables that came late are not finished."))
+            .with_hint("See: skein status. When they are in, run: skein cutover")),
+    }
+}
+
 impl Flow {
     /// What a cutover would do, or why it cannot.
     pub(super) async fn cutover_plan(&mut self, fence: bool) -> Result<Vec<String>, Report> {
         let context = self.context().await?;
+        self.leases(&context).await.and_then(|leases| all_copied(&leases))?;
         let source = fence::session(&context)
             .await
             .map_err(|error| super::connect::refused("reach the source", &error))?;
@@ -207,9 +221,17 @@ impl Flow {
 
     /// Replay's status, and where it takes an end position.
     async fn ready_to_drain(&mut self, context: &Context) -> Result<Replaying, Report> {
+        // A table that came late may be half copied: it must not be replayed into.
+        self.leases(context).await.and_then(|leases| all_copied(&leases))?;
         self.ensure_receiving(context).await?;
+        // After a restart, too, nothing behind a fixed end is applied: the target may be open.
+        let target = self.target(context, "cutover").await?;
+        let now = cutover::attempt::read(&target).await.map_err(|error| error.report())?;
+        let stands = matches!(now.state, State::Fenced | State::Lifting | State::Opened);
+        if let (true, Some(end), Some(stream)) = (stands, now.end_position, &self.stream) {
+            stream.set_end_position(Some(end));
+        }
         self.ensure_replaying(context).await?;
-        self.leases(context).await?;
         let Some(stream) = &self.stream else {
             return Err(Report::definite("STREAM_ENDED", "stream is not received")
                 .with_class(ErrorClass::Transient));
@@ -224,11 +246,28 @@ impl Flow {
     /// While held in a cutover nobody runs the attempt: its fence goes at its deadline all the
     /// same.
     pub(super) async fn lift_if_overdue(&self, context: &Context) {
-        if !matches!(self.record().phase, super::phase::Phase::CuttingOver { .. }) {
+        if !matches!(self.record().phase, Phase::CuttingOver { .. }) {
             return;
         }
         if let Err(error) = cutover::lift_overdue(context).await {
             tracing::warn!(error = %error, "overdue fence is not lifted yet");
+        }
+    }
+
+    /// Lifts the fence of an attempt that is held, so that the migration can be aborted.
+    pub(super) async fn lift_to_abort(&mut self) -> Result<(), Report> {
+        let context = self.context().await?;
+        let refused = |error: pg::Error| super::connect::refused("lift the fence", &error);
+        let source = fence::session(&context).await.map_err(refused)?;
+        let target = self.target(&context, "lift").await?;
+        let lifted =
+            cutover::lift(&source, &target, &context).await.map_err(|error| error.report())?;
+        match lifted {
+            cutover::Lifted::Done => Ok(()),
+            cutover::Lifted::TargetIsOpen => {
+                Err(Report::definite("TARGET_OPEN", "could not abort: the target is open")
+                    .with_hint("Run: skein resume, then: skein cleanup"))
+            }
         }
     }
 
@@ -305,17 +344,28 @@ impl Flow {
 
     /// What a teardown would drop.
     pub(super) async fn teardown_plan(&mut self, scope: Scope) -> Result<Vec<String>, Report> {
-        if self.record().phase == super::phase::Phase::Preflight {
-            return Ok(Vec::new());
-        }
-        let context = self.context().await?;
+        let Some(context) = self.context_to_tear_down().await? else { return Ok(Vec::new()) };
         teardown::plan(&context, scope).await.map_err(|error| error.report())
+    }
+
+    /// None where nothing of ours was ever made: nothing is before the target is claimed, and one
+    /// that is another migration's was not.
+    async fn context_to_tear_down(&mut self) -> Result<Option<Context>, Report> {
+        let record = self.record();
+        if record.phase == Phase::Preflight || (record.phase == Phase::Aborted && !record.started) {
+            return Ok(None);
+        }
+        match self.context().await {
+            Ok(context) => Ok(Some(context)),
+            Err(report) if report.reason == TARGET_TAKEN => Ok(None),
+            Err(report) => Err(report),
+        }
     }
 
     /// Takes back what stands on the source.
     pub(super) async fn tear_down(&mut self) -> Result<Event, Report> {
         self.shared().set_activity("taking back what was made on the source");
-        let context = self.context().await?;
+        let Some(context) = self.context_to_tear_down().await? else { return Ok(Event::TornDown) };
         self.let_go().await;
         self.stop_observing().await;
         let torn = teardown::run(&context, Scope::Abort).await.map_err(|error| error.report())?;
@@ -329,8 +379,7 @@ impl Flow {
 
     /// Takes back everything but the moved database, and forgets the migration.
     pub(super) async fn clean_up(&mut self) -> Result<(), Report> {
-        if self.record().phase != super::phase::Phase::Preflight {
-            let context = self.context().await?;
+        if let Some(context) = self.context_to_tear_down().await? {
             self.let_go().await;
             self.stop_observing().await;
             teardown::run(&context, Scope::Cleanup).await.map_err(|error| error.report())?;

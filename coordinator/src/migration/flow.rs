@@ -55,8 +55,8 @@ pub struct Flow {
     pub(super) survey: super::tables::Survey,
     /// How often a relation was rewritten under its copy.
     pub(super) rewrites: HashMap<u32, u32>,
-    /// Keeps small tables from being rewritten, and since when.
-    pub(super) still: Option<(Session, Instant)>,
+    /// Copies small tables as soon as the next snapshot is there.
+    pub(super) still: Option<super::copying::still::Still>,
     background: JoinSet<()>,
     token: CancellationToken,
 }
@@ -187,21 +187,27 @@ impl Flow {
                 .with_detail(format!("{error}."))
         })?;
         let context = connect::claim(self.record(), self.dir.clone()).await?;
-        self.background.spawn(observe::run(
-            context.clone(),
-            Arc::clone(&self.shared),
-            self.token.child_token(),
-        ));
+        // What takes everything back leaves no session of its own.
+        if !matches!(self.record().phase, Phase::Aborting | Phase::Aborted) {
+            self.background.spawn(observe::run(
+                context.clone(),
+                Arc::clone(&self.shared),
+                self.token.child_token(),
+            ));
+        }
         self.context = Some(context.clone());
         Ok(context)
     }
 
-    /// The plan in memory, read from the target once.
+    /// The plan as the target has it now: a step that was stopped between a change of the plan
+    /// and its reading left an older one in memory, under which relations that are to be copied
+    /// again would count as finished.
     ///
     /// # Errors
     /// When the target cannot be read.
     pub(super) async fn leases(&mut self, context: &Context) -> Result<Leases, Report> {
         if let Some(leases) = self.shared.leases() {
+            leases.reload().await.map_err(|error| error.report())?;
             return Ok(leases);
         }
         let leases = Leases::load(context.clone()).await.map_err(|error| error.report())?;
@@ -314,6 +320,7 @@ impl Flow {
 
     /// Forgets leases and what is held: after an abort, or at cleanup.
     pub(super) async fn let_go(&mut self) {
+        self.still = None;
         if let Some(stream) = self.stream.take() {
             stream.stop().await;
         }

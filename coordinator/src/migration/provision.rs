@@ -110,7 +110,7 @@ impl Flow {
         let shared = std::sync::Arc::clone(self.shared());
         let taken = self
             .snapshots
-            .take(context, &shared, &context.slot_name(), (SlotLifetime::Permanent, 1))
+            .take(context, &shared, &context.slot_name(), (SlotLifetime::Permanent, 1, None))
             .await?;
         let dir = self.spool_dir();
         let spool_failed = |error: crate::replay::spool::Error| error.report();
@@ -166,15 +166,20 @@ impl Flow {
         lost: &[u32],
     ) -> Result<Snapshot, Report> {
         let epoch = self.record().snapshot_epoch + 1;
+        // A number is used once: the slot of an attempt that was stopped may still be waiting on
+        // the source for open transactions, and its name is taken until it is gone.
+        self.change(|record| record.snapshot_epoch = epoch).await?;
         self.shared().set_activity(format!("taking snapshot {epoch}"));
         let name = format!("{}_{epoch}", context.slot_name());
         let shared = std::sync::Arc::clone(self.shared());
-        let taken =
-            self.snapshots.take(context, &shared, &name, (SlotLifetime::Temporary, epoch)).await?;
+        let still = self.still.as_mut();
+        let taken = self
+            .snapshots
+            .take(context, &shared, &name, (SlotLifetime::Temporary, epoch, still))
+            .await?;
         let snapshot = taken.snapshot.clone();
         tracing::warn!(snapshot_epoch = epoch, ?lost, "new snapshot");
         self.change(|record| {
-            record.snapshot_epoch = epoch;
             record.snapshots.retain(|known| !lost.contains(&known.epoch));
             record.snapshots.push(taken.snapshot);
         })

@@ -10,9 +10,9 @@ use crate::{
     store::record::Snapshot,
     target,
 };
-use pg::{Session, Sql, sql, sql::Literal};
+use pg::{Session, Sql, TableName, sql, sql::Literal};
 use proto::status::{ErrorClass, Report};
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 use tokio::time::Instant;
 
 /// Size of a chunk when the spec says nothing: a minute or so at 4 MB/s, a second or two on one
@@ -21,6 +21,10 @@ pub const DEFAULT_CHUNK_BYTES: u64 = 256 << 20;
 
 /// Tasks written in one statement.
 const TASKS_PER_STATEMENT: usize = 1000;
+
+/// Relations emptied in one transaction: each takes a few of the target's lock slots, of which
+/// a server with its defaults has 6,400 (64 for each of 100 connections).
+const RELATIONS_PER_TRANSACTION: usize = 500;
 
 fn failed(error: &pg::Error) -> Report {
     refused("write the plan to the target", error)
@@ -83,7 +87,9 @@ pub async fn write_plan(
     fenced(context, session, &statements).await
 }
 
-/// Empties `leaves` on the target and gives them new tasks under `snapshot`.
+/// Empties `leaves` on the target and gives them new tasks under `snapshot`. Of leaves that
+/// share a root (`through_root`) all must be there. Killed between two transactions, those that
+/// are not done yet have tasks under their old snapshot, which is lost or left.
 ///
 /// # Errors
 /// As [`write_plan`]; or old sessions that do not go.
@@ -93,28 +99,58 @@ pub async fn begin_again(
     leaves: &[Leaf],
     snapshot: &Snapshot,
 ) -> Result<(), Report> {
-    end_copies(context, session, leaves).await?;
+    end_copies(context, session, &relids_of(leaves)).await?;
+    // Whole roots first, and each with all of its leaves: a root emptied later would take the
+    // rows of a leaf that was copied meanwhile.
+    let (through_root, own): (Vec<&Leaf>, Vec<&Leaf>) =
+        leaves.iter().partition(|leaf| leaf.through_root);
+    if !through_root.is_empty() {
+        empty(context, session, &through_root, snapshot).await?;
+    }
+    for batch in own.chunks(RELATIONS_PER_TRANSACTION) {
+        empty(context, session, batch, snapshot).await?;
+    }
+    Ok(())
+}
+
+fn relids_of(leaves: &[Leaf]) -> Vec<u32> {
+    leaves.iter().map(|leaf| leaf.relid).collect()
+}
+
+/// Some of [`begin_again`], in one transaction.
+async fn empty(
+    context: &Context,
+    session: &Session,
+    leaves: &[&Leaf],
+    snapshot: &Snapshot,
+) -> Result<(), Report> {
     let mut statements = Sql::from("");
+    let roots: BTreeSet<&TableName> =
+        leaves.iter().filter(|leaf| leaf.through_root).map(|leaf| &leaf.target).collect();
+    for root in roots {
+        statements.push(sql!("truncate {};", root));
+    }
     for leaf in leaves {
-        // DELETE where the rows went through a root that other leaves share.
-        match (&leaf.partition_constraint, leaf.through_root) {
-            (Some(bounds), true) => statements.push(sql!(
-                "delete from {} where {};",
-                leaf.target,
-                Sql::trusted(bounds.as_str())
-            )),
-            _ => statements.push(sql!("truncate only {};", leaf.target)),
-        };
-        statements.push(sql!(
-            "delete from skein.task where relid = {} and kind = 'copy';
-delete from skein.relation where relid = {};",
-            leaf.relid,
-            leaf.relid
-        ));
-        statements.push(insert_relation(leaf, snapshot));
-        push_tasks(&mut statements, &copy_tasks(context, leaf, snapshot.epoch));
+        statements.push(emptied(context, leaf, snapshot));
     }
     fenced(context, session, &statements).await
+}
+
+/// A leaf's new consistent point and tasks, its own table emptied.
+pub fn emptied(context: &Context, leaf: &Leaf, snapshot: &Snapshot) -> Sql {
+    let mut statements = Sql::from("");
+    if !leaf.through_root {
+        statements.push(sql!("truncate only {};", leaf.target));
+    }
+    statements.push(sql!(
+        "delete from skein.task where relid = {} and kind = 'copy';
+delete from skein.relation where relid = {};",
+        leaf.relid,
+        leaf.relid
+    ));
+    statements.push(insert_relation(leaf, snapshot));
+    push_tasks(&mut statements, &copy_tasks(context, leaf, snapshot.epoch));
+    statements
 }
 
 async fn fenced(context: &Context, session: &Session, statements: &Sql) -> Result<(), Report> {
@@ -173,8 +209,14 @@ select coalesce((select max(task_id) from skein.task), 0) + row_number() over ()
 }
 
 /// Ends the target sessions that copy into `leaves` and waits until they are gone.
-async fn end_copies(context: &Context, session: &Session, leaves: &[Leaf]) -> Result<(), Report> {
-    let relids: Vec<u32> = leaves.iter().map(|leaf| leaf.relid).collect();
+///
+/// # Errors
+/// As [`begin_again`].
+pub async fn end_copies(
+    context: &Context,
+    session: &Session,
+    relids: &[u32],
+) -> Result<(), Report> {
     let name = format!("skein/{}/%/copy/%", like_escaped(&context.name));
     let started = Instant::now();
     // First no token of theirs is good any more, then the sessions go: none begins anew between.

@@ -14,8 +14,8 @@ use std::{collections::HashMap, sync::Arc};
 ///
 /// # Errors
 /// `RELATION_REPLACED`, `SCHEMA_CHANGED`, each with its cure.
-pub async fn on_both(before: &Arc<Leaf>, now: &[Leaf], target: &Session) -> Result<Leaf, Report> {
-    let Some(found) = now.iter().find(|leaf| leaf.relid == before.relid) else {
+pub async fn on_both(before: &Leaf, now: Option<Leaf>, target: &Session) -> Result<Leaf, Report> {
+    let Some(found) = now else {
         return Err(Report::definite(
             "RELATION_REPLACED",
             format!("table {} is gone on the source", before.source),
@@ -30,10 +30,10 @@ pub async fn on_both(before: &Arc<Leaf>, now: &[Leaf], target: &Session) -> Resu
         return Err(changed(before));
     }
     let altered = found.columns != before.columns || found.types != before.types;
-    if altered && !target_has(target, found).await? {
+    if altered && !target_has(target, &found).await? {
         return Err(changed(before));
     }
-    Ok(found.clone())
+    Ok(found)
 }
 
 /// Relations whose file and columns are others than those that were copied. A rewrite that left

@@ -8,7 +8,7 @@
 //! Promise: a snapshot is given up only when no name of it imports and no holder session stands
 //! on the source, or none has reported one for [`REPORT_WITHIN`].
 
-use super::{connect::refused, context::Context, shared::Shared};
+use super::{connect::refused, context::Context, copying::still::Still, shared::Shared};
 use crate::{
     clock,
     fleet::Fleet,
@@ -58,7 +58,8 @@ pub struct Taken {
 }
 
 impl Snapshots {
-    /// Creates a slot and holds its snapshot under `epoch`.
+    /// Creates a slot and holds its snapshot under `epoch`. What is to be held still is locked
+    /// as soon as the snapshot is there.
     ///
     /// # Errors
     /// When the slot cannot be made, or no holder could import the snapshot.
@@ -67,7 +68,7 @@ impl Snapshots {
         context: &Context,
         shared: &Shared,
         slot: &str,
-        (lifetime, epoch): (SlotLifetime, u32),
+        (lifetime, epoch, still): (SlotLifetime, u32, Option<&mut Still>),
     ) -> Result<Taken, Report> {
         let name = context.session_name("slot", epoch);
         let mut walsender = Walsender::connect(&context.source, &name, super::context::UTF_8)
@@ -78,6 +79,9 @@ impl Snapshots {
             .await
             .map_err(|error| refused("identify the source", &error))?;
         let created = self.create(context, shared, &mut walsender, (slot, lifetime)).await?;
+        if let Some(still) = still {
+            still.lock(&created.snapshot).await;
+        }
         let mut holders = Vec::new();
         for _ in 0..HOLDERS {
             self.next_id += 1;

@@ -240,13 +240,15 @@ impl Flow {
         target: &Session,
         (todo, names): (&Todo, &[String]),
     ) -> Result<(), Report> {
-        for (_, table) in &todo.gone {
+        let mut gone = Vec::new();
+        for (oid, table) in &todo.gone {
             let replaced = self.is_replaced(context, table, &todo.fresh).await?;
             if !replaced && exists(target, table).await? {
                 return Err(changed(names).with_hint(format!(
                     "Drop {table} on the target as well, then run: skein resume"
                 )));
             }
+            gone.push((*oid, replaced));
         }
         let leases = self.leases(context).await?;
         leases.close();
@@ -272,13 +274,20 @@ impl Flow {
             .map(|one| one.oid)
             .collect();
         let mut leaves: Vec<Leaf> = plan_leaves(context, &session, target).await?;
-        leaves.retain(|leaf| todo.fresh.contains(&leaf.relid));
+        // Leaves whose rows go through one root are emptied together, and so copied together.
+        let roots: HashSet<TableName> = leaves
+            .iter()
+            .filter(|leaf| leaf.through_root && todo.fresh.contains(&leaf.relid))
+            .map(|leaf| leaf.target.clone())
+            .collect();
+        leaves.retain(|leaf| {
+            todo.fresh.contains(&leaf.relid) || leaf.through_root && roots.contains(&leaf.target)
+        });
         for leaf in &mut leaves {
             leaf.append_only = append_only.contains(&leaf.relid);
             make_target(&session, context, target, (leaf, names)).await?;
         }
         replan::begin_again(context, target, &leaves, &snapshot).await?;
-        let gone: Vec<u32> = todo.gone.iter().map(|(oid, _)| *oid).collect();
         forget(context, target, &gone).await?;
         write_step(context, target, KNOWN, &known).await?;
         leases.reload().await.map_err(|error| error.report())?;
@@ -312,17 +321,22 @@ fn changed(names: &[String]) -> Report {
         .with_detail(format!("{}. The stream does not carry such changes.", names.join("; ")))
 }
 
-async fn forget(context: &Context, session: &Session, relids: &[u32]) -> Result<(), Report> {
-    if relids.is_empty() {
+/// Forgets what is gone. Builds stay where another table took the name: they are of the target's
+/// table, which is still the same; of one that is gone there, too, they would fail for ever.
+async fn forget(context: &Context, session: &Session, gone: &[(u32, bool)]) -> Result<(), Report> {
+    if gone.is_empty() {
         return Ok(());
     }
-    let list = Sql::join(relids.iter(), ", ");
-    let statements = sql!(
+    let list = Sql::join(gone.iter().map(|(oid, _)| oid), ", ");
+    let mut statements = sql!(
         "delete from skein.task where relid in ({}) and kind = 'copy';
 delete from skein.relation where relid in ({});",
         list,
         list
     );
+    for (oid, _) in gone.iter().filter(|(_, replaced)| !replaced) {
+        statements.push(sql!("delete from skein.task where relid = {};", *oid));
+    }
     match target::fenced(session, context.epoch, &statements).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(replan::fenced_out()),
