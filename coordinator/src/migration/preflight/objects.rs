@@ -56,6 +56,9 @@ async fn timescaledb(source: &Server) -> pg::Result<Vec<Check>> {
     }])
 }
 
+/// Large objects that take a good part of the default timeout of a cutover, 60 s, to read.
+const MANY_GIGABYTES: i64 = 2;
+
 async fn large_objects(source: &Server, plan: &Plan<'_>) -> pg::Result<Vec<Check>> {
     let row = source
         .session
@@ -89,12 +92,28 @@ async fn large_objects(source: &Server, plan: &Plan<'_>) -> pg::Result<Vec<Check
                 .fix("Grant their owners to the role, or add large_objects to leave_out."),
         ]);
     }
+    // Their table is the whole of them; whoever may not read it may ask its size.
+    let bytes = source
+        .session
+        .query_one(&sql!("select pg_relation_size('pg_catalog.pg_largeobject'::regclass)"), &[])
+        .await?
+        .try_get::<_, i64>(0)?;
+    let gigabytes = bytes >> 30;
+    let stop = if gigabytes >= MANY_GIGABYTES {
+        format!(
+            " At {gigabytes} GiB that may take longer than the cutover's timeout: reading them \
+             alone is some {} s of stopped writes at 100 MiB/s, so give --timeout more than that.",
+            bytes / (100 << 20)
+        )
+    } else {
+        String::new()
+    };
     Ok(vec![
         warning("large_objects", Place::Source, found)
-            .detail(
+            .detail(format!(
                 "Their changes are not in the stream. They are copied with the schema, and again \
-                 while writes are stopped at cutover.",
-            )
+                 while writes are stopped at cutover.{stop}"
+            ))
             .fix("Add large_objects to leave_out, if they are not needed."),
     ])
 }
