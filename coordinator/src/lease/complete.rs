@@ -10,6 +10,9 @@ use proto::{
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How long a table that somebody has locked is left alone: longer than a chunk waits for its lock.
+const TABLE_LOCKED: Duration = Duration::from_secs(5);
+
 /// How long the last trouble is shown: a little longer than the longest pause between two tries.
 const TROUBLE_STANDS: Duration = Duration::from_secs(40);
 
@@ -103,6 +106,18 @@ impl Leases {
             | v1::ReleaseCause::Fenced => {
                 // A moment, so that who waited for our lock gets it first.
                 state.waiting.insert(task_id, (Instant::now() + Duration::from_secs(1), 0));
+                if report.as_ref().is_some_and(|report| report.reason == "SOURCE_TABLE_LOCKED") {
+                    // Its other chunks would wait for the same lock in every slot there is, and no
+                    // other table would be copied.
+                    let until = Instant::now() + TABLE_LOCKED;
+                    let chunks: Vec<u64> = state
+                        .queue
+                        .iter()
+                        .filter(|other| other.relid == task.relid)
+                        .map(|other| other.task_id)
+                        .collect();
+                    state.waiting.extend(chunks.into_iter().map(|chunk| (chunk, (until, 0))));
+                }
             }
             v1::ReleaseCause::Rewritten => {
                 state.waiting.insert(task_id, (Instant::now() + Duration::from_secs(2), 0));

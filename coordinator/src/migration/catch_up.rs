@@ -56,6 +56,9 @@ impl Flow {
                 "ready; waits for: skein cutover"
             });
             if auto && self.is_caught_up() {
+                // What changed since the last survey would lift this attempt.
+                self.survey.now();
+                self.follow(&context).await?;
                 let attempt = self.next_attempt().await?;
                 let timeout_s = self.cutover_timeout(0);
                 self.change(|record| record.attempt = attempt).await?;

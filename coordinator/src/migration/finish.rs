@@ -337,6 +337,8 @@ impl Flow {
                 if let Some(stream) = &self.stream {
                     stream.set_end_position(None);
                 }
+                // What came since the last survey may be why.
+                self.survey.now();
                 Ok(Event::FenceLifted)
             }
         }

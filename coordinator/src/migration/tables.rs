@@ -288,6 +288,8 @@ impl Flow {
             make_target(&session, context, target, (leaf, names)).await?;
         }
         replan::begin_again(context, target, &leaves, &snapshot).await?;
+        // A table that was swapped away is there under its other name.
+        gone.retain(|(oid, _)| !todo.fresh.contains(oid));
         forget(context, target, &gone).await?;
         write_step(context, target, KNOWN, &known).await?;
         leases.reload().await.map_err(|error| error.report())?;

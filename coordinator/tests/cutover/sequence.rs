@@ -89,22 +89,3 @@ async fn a_stale_coordinator_sets_no_sequence() {
     assert_eq!(error.to_string(), "a coordinator with a newer epoch than 1 acts");
     assert_eq!(world.server.psql("tgt", "select last_value from s").unwrap(), "1");
 }
-
-#[tokio::test]
-async fn a_sequence_that_an_extension_declares_as_configuration_arrives_and_its_others_do_not() {
-    let world = World::new().await;
-    // No extension of Debian's has one: hstore gets one by hand.
-    let make = "create extension hstore; create sequence conf_seq; create sequence inner_seq;
-        alter extension hstore add sequence conf_seq; alter extension hstore add sequence inner_seq;
-        update pg_extension set extconfig = array['conf_seq'::regclass]::oid[],
-          extcondition = array[''] where extname = 'hstore'";
-    for database in ["src", "tgt"] {
-        world.server.psql(database, make).unwrap();
-    }
-    world.server.psql("src", "select setval('conf_seq', 41), setval('inner_seq', 5)").unwrap();
-    let (source, target) = (world.source().await, world.target().await);
-    let values = sequence::read(&source, &Filter::default()).await.unwrap();
-    assert_eq!(values.iter().map(|one| &*one.sequence.name).collect::<Vec<_>>(), ["conf_seq"]);
-    sequence::set(&target, &world.context, &values).await.unwrap();
-    assert_eq!(world.server.psql("tgt", "select nextval('conf_seq')").unwrap(), "42");
-}
