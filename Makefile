@@ -11,7 +11,7 @@ help:
 	@echo "make demo      move a busy 500 MB database between two throw-away servers, and prove it"
 	@echo "make test      unit tests, then tests with real servers (PostgreSQL 15, and 17 as root)"
 	@echo "make unit      the tests that need no server"
-	@echo "make e2e       the end-to-end tests alone"
+	@echo "make e2e       the end-to-end tests alone, with those that take minutes"
 	@echo "make check     format, lints, documentation, file sizes, architecture, licences"
 	@echo "make bench     benchmarks"
 	@echo "make prepare   install missing Debian packages"
@@ -46,9 +46,9 @@ unit:
 e2e: prepare prepare-pg17
 	$(CARGO) build --workspace --bins
 ifeq ($(HAS_NEXTEST),yes)
-	$(CARGO) nextest run -p skein-loadtest --test main
+	SKEIN_TEST_LONG=1 $(CARGO) nextest run -p skein-loadtest --test main
 else
-	$(CARGO) test -p skein-loadtest --test main -- --test-threads 2
+	SKEIN_TEST_LONG=1 $(CARGO) test -p skein-loadtest --test main -- --test-threads 2
 endif
 
 check: prepare
