@@ -37,10 +37,13 @@ async fn router(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<OperatorServiceServer<operator::Operator>>().await;
     health.set_serving::<WorkerServiceServer<worker::Workers>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let described = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    // Older clients know v1alpha only.
+    let (reflection, reflection_alpha) = (described().build_v1()?, described().build_v1alpha()?);
     let mut server = tonic::transport::Server::builder();
     if let Some(tls) = tls {
         let identity = Identity::from_pem(&tls.certificate_pem, tls.key_pem.expose());
@@ -57,6 +60,7 @@ async fn router(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(InterceptedService::new(health_service, guards.any.clone()))
+        .add_service(InterceptedService::new(reflection_alpha, guards.any.clone()))
         .add_service(InterceptedService::new(reflection, guards.any))
         .add_service(OperatorServiceServer::with_interceptor(operators, guards.operator))
         .add_service(WorkerServiceServer::with_interceptor(workers, guards.worker)))
