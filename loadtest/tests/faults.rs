@@ -129,14 +129,20 @@ fn coordinator_killed_behind_the_fence_opens_or_lifts() {
         let running = scenario.under(Scale::default(), &Options::default());
         let mut ready = scenario.migrate(&["--cutover", "manual", "--until", "ready"]);
         assert!(ready.wait(DEADLINE).unwrap().success(), "{}", ready.output());
-        let _attached = scenario.migrate(&["--cutover", "manual"]);
+        let mut attached = scenario.migrate(&["--cutover", "manual"]);
         let mut cutover = scenario.begin(&["cutover", NAME, "--timeout", "20s"]);
         scenario.wait_for_phase(&["cutting_over", "done"]);
         let begun = Instant::now();
         for _ in 0..kills {
             pause(&mut dice, 5, 300);
             scenario.run.kill9("skein-coordinator");
-            let _ = scenario.wait_for_phase(&["cutting_over", "ready", "done"]);
+            super::wait_for("a coordinator answers", || {
+                // Who saw the end is not attached any more, and starts no other coordinator.
+                if attached.has_ended() {
+                    attached = scenario.migrate(&["--cutover", "manual"]);
+                }
+                ["cutting_over", "ready", "done"].contains(&phase(&scenario).as_str())
+            });
         }
         let status = scenario.wait_for_phase(&["ready", "done"]);
         // The deadline, a second for its lifting, and a busy machine.
