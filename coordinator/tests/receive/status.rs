@@ -50,7 +50,20 @@ async fn a_full_spool_stops_reading_and_nothing_else() {
     }
     assert_eq!(replica.rows, rig.content());
     assert_eq!(rig.walsender_pid(), walsender);
-    running.until("room", |seen| seen.state == State::Streaming).await;
+    // Replay reads on, positions too: a segment is given back once all of it was read.
+    let spool = running.spool.clone();
+    let reads_on = async {
+        loop {
+            replica.take(&reader.next().await.unwrap());
+            if !replica.is_open() {
+                spool.release(replica.end_lsn);
+            }
+        }
+    };
+    tokio::select! {
+        () = running.until("room", |seen| seen.state == State::Streaming) => {}
+        () = reads_on => {}
+    }
     running.stop().await;
 }
 
