@@ -175,9 +175,23 @@ fn begin(cli: Cli) -> Result<Exit, Failure> {
     let telemetry = telemetry::init(options)
         .map_err(|error| internal("could not set up telemetry", error.to_string()))?;
     let span = tracing::info_span!("skein", command = cli.command.name());
-    let ended = runtime.block_on(run(cli).instrument(span));
+    let ended = runtime.block_on(followed(cli).instrument(span));
     runtime.block_on(interrupt::unless_interrupted(move || drop(telemetry)));
     ended
+}
+
+/// Runs the command; where another coordinator leads, once more there. The first has done
+/// nothing then.
+async fn followed(cli: Cli) -> Result<Exit, Failure> {
+    match Box::pin(run(cli)).await {
+        Err(failure) if failure.report.reason == "LEADER_ELSEWHERE" => {
+            let mut again = Cli::parse();
+            again.global.dir = None;
+            again.global.coordinator = Some(failure.report.hint);
+            Box::pin(run(again)).await
+        }
+        ended => ended,
+    }
 }
 
 /// The token that --token names, else the one that stands in SKEIN_TOKEN.

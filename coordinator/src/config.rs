@@ -20,6 +20,8 @@ pub struct Settings {
     pub worker_token: Option<String>,
     pub operator_token: Option<String>,
     pub tls: Option<TlsSettings>,
+    /// Where workers and operators reach this one of several coordinators.
+    pub advertise_url: Option<String>,
     pub store: store::Settings,
     /// Worker processes that this coordinator starts and supervises. None: what the migrations
     /// ask for (`copy.workers`, 2). 0: none, workers come from elsewhere.
@@ -38,6 +40,10 @@ pub const DEFAULT_FILE: &str = "\
 # listen = \"127.0.0.1:7450\"
 # worker_token = \"file:/etc/skein/worker.token\"
 # operator_token = \"file:/etc/skein/operator.token\"
+
+# With a store in etcd: where others reach this coordinator, to be sent here while it leads.
+# Default: its socket, which is enough where it is the only one.
+# advertise_url = \"https://coordinator1:7450\"
 
 # Worker processes to start. Default: what the migrations ask for; 0 starts none.
 # workers = 2
@@ -72,6 +78,7 @@ pub struct Config {
     pub dir: PathBuf,
     pub listen: Option<Listen>,
     pub store: store::Config,
+    pub advertise_url: String,
     pub workers: Option<u32>,
     pub worker_program: PathBuf,
     /// End when there was no migration for a while: a coordinator that `skein migrate` started.
@@ -108,7 +115,11 @@ impl Config {
             .worker_program
             .or_else(|| beside.map(|folder| folder.join("skein-worker")))
             .unwrap_or_else(|| PathBuf::from("skein-worker"));
+        let advertise_url = settings
+            .advertise_url
+            .unwrap_or_else(|| format!("unix:{}", dir.join(SOCKET).display()));
         Ok(Self {
+            advertise_url,
             dir,
             listen,
             store,
@@ -120,9 +131,12 @@ impl Config {
 
     /// The socket that `skein` and the workers of this machine use.
     pub fn socket(&self) -> PathBuf {
-        self.dir.join("coordinator.sock")
+        self.dir.join(SOCKET)
     }
 }
+
+/// Its file in the state directory.
+const SOCKET: &str = "coordinator.sock";
 
 fn invalid(primary: impl Into<String>) -> Report {
     Report::definite("CONFIG_INVALID", primary)

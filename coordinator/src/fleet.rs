@@ -31,6 +31,8 @@ pub struct Fleet {
     members: Mutex<HashMap<String, Member>>,
     /// Workers are asked to finish and leave.
     draining: std::sync::atomic::AtomicBool,
+    /// Another coordinator may have led, and may hold a spool.
+    several: std::sync::atomic::AtomicBool,
 }
 
 impl Fleet {
@@ -100,6 +102,15 @@ impl Fleet {
 
     pub fn is_draining(&self) -> bool {
         self.draining.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Whether this coordinator is one of several.
+    pub fn set_several(&self, several: bool) {
+        self.several.store(several, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    pub fn has_several(&self) -> bool {
+        self.several.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     fn members(&self) -> MutexGuard<'_, HashMap<String, Member>> {

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod filter;
 pub mod fleet;
+pub mod leader;
 pub mod lease;
 pub mod migration;
 pub mod plan;

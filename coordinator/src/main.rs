@@ -2,12 +2,9 @@
 
 use anyhow::Context as _;
 use clap::Parser;
-use coordinator::{config, config::Config, registry::Registry, server, store};
-use proto::status::{Classify as _, ErrorClass, Report};
-use std::{
-    fs, os::unix::fs::DirBuilderExt as _, path::PathBuf, process::ExitCode, sync::Arc,
-    time::Duration,
-};
+use coordinator::{config, config::Config, leader, registry::Registry, server, store::etcd::Etcd};
+use proto::status::{Classify as _, Report};
+use std::{fs, os::unix::fs::DirBuilderExt as _, path::PathBuf, process::ExitCode, sync::Arc};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -33,9 +30,6 @@ struct Arguments {
     #[arg(long)]
     print_default_config: bool,
 }
-
-/// Pause before the state store is asked again at start.
-const STORE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Exit code when another coordinator holds the directory (EX_TEMPFAIL of sysexits.h).
 const ALREADY_RUNNING: u8 = 75;
@@ -84,22 +78,11 @@ fn told(report: Report) -> anyhow::Error {
     anyhow::anyhow!("{report}\ndetail: {}\nhint:   {}", report.detail, report.hint)
 }
 
-/// The registry, once the store answers: after a power cut etcd may come up after us.
-async fn opened(
-    config: &Config,
-    store: store::Shared,
-    token: &CancellationToken,
-) -> anyhow::Result<Arc<Registry>> {
-    loop {
-        let store = store::Shared::clone(&store);
-        match Registry::open(config.clone(), store, token.clone()).await {
-            Ok(registry) => return Ok(registry),
-            Err(error) if error.class() == ErrorClass::Transient => {
-                tracing::warn!(%error, "waiting for the state store");
-                tokio::time::sleep(STORE_AGAIN_AFTER).await;
-            }
-            Err(error) => return Err(told(error.report())),
-        }
+/// Takes part in the election, where the store is etcd; else it leads already.
+async fn campaigning(etcd: Option<Etcd>, registry: Arc<Registry>, config: &Config) {
+    if let Some(etcd) = etcd {
+        let (address, token) = (config.advertise_url.clone(), registry.stopping());
+        leader::run(etcd, registry, address, token).await;
     }
 }
 
@@ -107,8 +90,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let _telemetry = telemetry::init(telemetry::Options::new("skein-coordinator"))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), dir = %config.dir.display(), "starting");
     let token = CancellationToken::new();
-    let store = config.store.open(&config.dir).map_err(told)?;
-    let registry = opened(&config, store, &token).await?;
+    let (store, etcd) = config.store.open(&config.dir).map_err(told)?;
+    let registry = Registry::new(config.clone(), store, token.clone());
+    if etcd.is_none() {
+        registry.lead().await.map_err(|error| told(error.report()))?;
+    }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // A hang-up of the terminal it was started from is not meant for it.
@@ -131,7 +117,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
             () = std::future::pending() => Ok(()),
         }
     };
-    let supervised = async { tokio::join!(registry.supervise(), served).1 };
+    let campaign = campaigning(etcd, Arc::clone(&registry), &config);
+    let supervised = async { tokio::join!(registry.supervise(), served, campaign).1 };
     tokio::select! {
         result = supervised => result,
         result = signals => result,

@@ -2,7 +2,8 @@
 //!
 //! In: what an operator or a worker asks (`server`). Out: a [`Handle`] per migration, whose
 //! driver (`migration::driver`) does the work. Promise: a migration has one driver, and every
-//! stored migration gets one at start.
+//! stored migration gets one when this coordinator leads. One that stands by drives nothing,
+//! answers from the store, and names who leads.
 
 use crate::{
     clock,
@@ -20,7 +21,7 @@ use crate::{
     verify,
 };
 use proto::{
-    status::{Classify as _, Report},
+    status::{Classify as _, ErrorClass, Report},
     v1,
 };
 use std::{
@@ -58,7 +59,7 @@ impl Handle {
         let (answer, answered) = oneshot::channel();
         let gone = || {
             Report::definite("NOT_RUNNING", "migration is not driven by this coordinator now")
-                .with_class(proto::status::ErrorClass::Transient)
+                .with_class(ErrorClass::Transient)
                 .with_hint("Try again in a moment.")
         };
         self.commands.send(driver::Request { command, answer }).await.map_err(|_| gone())?;
@@ -67,6 +68,16 @@ impl Handle {
             Ok(Err(_)) | Err(_) => Err(gone()),
         }
     }
+}
+
+/// What this coordinator is among several. The only one always leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Role {
+    Leading,
+    /// None: nobody leads, or it is not known.
+    Standby {
+        leader: Option<String>,
+    },
 }
 
 /// Everything that one coordinator process serves.
@@ -78,32 +89,99 @@ pub struct Registry {
     pub board: verify::Board,
     migrations: Mutex<BTreeMap<String, Handle>>,
     drivers: Mutex<JoinSet<()>>,
+    role: Mutex<Role>,
+    /// Cancelled when this coordinator leads no longer.
+    term: Mutex<CancellationToken>,
+    /// Until when nobody else can lead; None: nobody else ever does.
+    confirmed_until: Mutex<Option<Instant>>,
     token: CancellationToken,
 }
 
 impl Registry {
-    /// Reads the stored migrations and starts their drivers.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub async fn open(
-        config: Config,
-        store: store::Shared,
-        token: CancellationToken,
-    ) -> Result<Arc<Self>, store::Error> {
-        let registry = Arc::new(Self {
+    /// Stands by: see [`Registry::lead`].
+    pub fn new(config: Config, store: store::Shared, token: CancellationToken) -> Arc<Self> {
+        let fleet = Fleet::default();
+        fleet.set_several(matches!(config.store, crate::config::store::Config::Etcd(_)));
+        Arc::new(Self {
             config,
             store,
-            fleet: Arc::default(),
+            fleet: Arc::new(fleet),
             board: verify::Board::default(),
             migrations: Mutex::default(),
             drivers: Mutex::default(),
+            role: Mutex::new(Role::Standby { leader: None }),
+            term: Mutex::new(token.child_token()),
+            confirmed_until: Mutex::default(),
             token,
-        });
-        for stored in Stored::list(&registry.store).await? {
-            registry.drive(stored);
+        })
+    }
+
+    /// Reads the stored migrations and starts their drivers.
+    ///
+    /// # Errors
+    /// When the store cannot be read; nothing is driven then.
+    pub async fn lead(&self) -> Result<(), store::Error> {
+        let stored = Stored::list(&self.store).await?;
+        *lock(&self.term) = self.token.child_token();
+        for stored in stored {
+            self.drive(stored);
         }
-        Ok(registry)
+        // Only now: who asks sees all migrations, or is sent away.
+        *lock(&self.role) = Role::Leading;
+        Ok(())
+    }
+
+    /// Ends the drivers, as a stop would: each step finds out by itself what it had done.
+    pub async fn stand_by(&self, leader: Option<String>) {
+        self.follow(leader);
+        lock(&self.term).cancel();
+        let mut drivers = std::mem::take(&mut *lock(&self.drivers));
+        while drivers.join_next().await.is_some() {}
+        self.migrations().clear();
+    }
+
+    /// Someone else leads, or nobody.
+    pub fn follow(&self, leader: Option<String>) {
+        *lock(&self.role) = Role::Standby { leader };
+    }
+
+    /// Nobody else leads until then.
+    pub fn confirm(&self, until: Instant) {
+        *lock(&self.confirmed_until) = Some(until);
+    }
+
+    /// Whether it is certain that nobody else leads: nothing is granted otherwise.
+    pub fn is_confirmed(&self) -> bool {
+        lock(&self.confirmed_until).is_none_or(|until| Instant::now() < until)
+    }
+
+    /// # Errors
+    /// `LEADER_ELSEWHERE`, with its address as the hint; `NO_LEADER`, which passes.
+    pub fn check_leading(&self) -> Result<(), Report> {
+        match &*lock(&self.role) {
+            Role::Leading => Ok(()),
+            Role::Standby { leader: Some(leader) } => {
+                Err(Report::definite("LEADER_ELSEWHERE", "another coordinator leads")
+                    .with_hint(leader.clone()))
+            }
+            Role::Standby { leader: None } => {
+                Err(Report::definite("NO_LEADER", "no coordinator leads now")
+                    .with_class(ErrorClass::Transient)
+                    .with_hint("Try again in a moment."))
+            }
+        }
+    }
+
+    /// The migrations as `skein` shows them; of a standby, as they are stored.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn shown(&self) -> Result<Vec<v1::Migration>, Report> {
+        if self.check_leading().is_ok() {
+            return Ok(self.list().iter().map(|handle| handle.shared.migration()).collect());
+        }
+        let stored = Stored::list(&self.store).await.map_err(|error| error.report())?;
+        Ok(stored.into_iter().map(|stored| Shared::new(stored.record).migration()).collect())
     }
 
     fn drive(&self, stored: Stored) -> Handle {
@@ -117,7 +195,7 @@ impl Registry {
             Arc::clone(&self.fleet),
             self.config.dir.join("migration").join(&name),
         );
-        let token = self.token.child_token();
+        let token = lock(&self.term).child_token();
         self.drivers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -131,6 +209,7 @@ impl Registry {
     /// # Errors
     /// `ALREADY_EXISTS` when one of that name has another spec; `SPEC_INVALID`.
     pub async fn create(&self, spec: v1::MigrationSpec) -> Result<Handle, Report> {
+        self.check_leading()?;
         let spec = crate::migration::spec::checked(spec)?;
         if let Ok(handle) = self.get(&spec.name) {
             let existing = handle.shared.record().spec;
@@ -162,8 +241,9 @@ impl Registry {
     /// The migration of that name; the only one when the name is empty.
     ///
     /// # Errors
-    /// `NOT_FOUND`.
+    /// `NOT_FOUND`; on a standby, who leads.
     pub fn get(&self, name: &str) -> Result<Handle, Report> {
+        self.check_leading()?;
         let migrations = self.migrations();
         if let Some(handle) = migrations.get(name) {
             return Ok(handle.clone());
@@ -240,6 +320,10 @@ impl Registry {
     fn migrations(&self) -> MutexGuard<'_, BTreeMap<String, Handle>> {
         self.migrations.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Worker processes on one machine when the spec says nothing: source and target are the limit

@@ -11,6 +11,8 @@ mod every_type;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod fleet;
+#[cfg(test)]
 mod kills;
 #[cfg(test)]
 mod large;

@@ -115,16 +115,20 @@ fn no_endpoint() -> Report {
 }
 
 impl Config {
-    /// Opens the store; etcd is not asked anything yet.
+    /// Opens the store; etcd, which is handed out by itself as well, is not asked anything yet.
     ///
     /// # Errors
     /// When the file cannot be opened, or a secret or certificate not be read.
-    pub fn open(&self, dir: &Path) -> Result<Shared, Report> {
+    pub fn open(&self, dir: &Path) -> Result<(Shared, Option<etcd::Etcd>), Report> {
         match self {
-            Self::Embedded => Embedded::open(&dir.join("state.redb"))
-                .map(|store| Arc::new(store) as Shared)
-                .map_err(|error| error.report()),
-            Self::Etcd(etcd) => Ok(Arc::new(etcd::Etcd::new(etcd.options()?))),
+            Self::Embedded => {
+                let store = Embedded::open(&dir.join("state.redb"));
+                Ok((Arc::new(store.map_err(|error| error.report())?), None))
+            }
+            Self::Etcd(etcd) => {
+                let etcd = etcd::Etcd::new(etcd.options()?);
+                Ok((Arc::new(etcd.clone()), Some(etcd)))
+            }
         }
     }
 }

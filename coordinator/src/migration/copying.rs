@@ -40,9 +40,11 @@ const KEEP_SNAPSHOTS: Duration = Duration::from_secs(5);
 impl Flow {
     pub(super) async fn copying(&mut self) -> Result<Event, Report> {
         let context = self.context().await?;
-        self.ensure_receiving(&context).await?;
+        self.receive_or_wait(&context).await?;
         let leases = self.leases(&context).await?;
         self.finish_copies(&context, &leases).await?;
+        // The archive of the schema lies beside the spool: from here on nothing goes without.
+        self.ensure_receiving(&context).await?;
         self.shared().set_activity("making what needs the indexes");
         let schema = Schema::new(context.clone());
         let (archive, _) = schema.archive().await.map_err(|error| error.report())?;

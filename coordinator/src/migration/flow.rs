@@ -144,7 +144,7 @@ impl Flow {
             if looked_at.is_none_or(|at| at.elapsed() >= LOOK_WHILE_HELD) {
                 looked_at = Some(Instant::now());
                 self.lift_if_overdue(&context).await;
-                Box::pin(self.ensure_receiving(&context)).await?;
+                Box::pin(self.receive_or_wait(&context)).await?;
                 let lost = self.snapshots.keep(&context, &record, &self.fleet).await?;
                 self.publish_snapshots(&context);
                 if !lost.is_empty() {

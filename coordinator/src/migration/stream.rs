@@ -17,7 +17,7 @@ use crate::{
         receive::{self, Receiver, ReceiverHandle},
         relation::RelationPlan,
         run::{Inputs, Replay, ReplayHandle, ReplayStatus},
-        spool::Spool,
+        spool::{self, Spool},
     },
 };
 use pg::{PgLsn, sql, walsender::PgoutputOptions};
@@ -225,7 +225,37 @@ fn crashed(part: &str, error: &tokio::task::JoinError) -> Report {
         .with_detail(format!("{error}."))
 }
 
+/// Reason of a leader that has not the spool.
+const SPOOL_ELSEWHERE: &str = "SPOOL_ELSEWHERE";
+
+/// Confirmations rest on another coordinator's spool: to receive without it would lose what only
+/// it holds (rules, part 4). The source keeps its WAL meanwhile.
+fn elsewhere(spool_id: &str) -> Report {
+    Report::definite(SPOOL_ELSEWHERE, "changes wait for the coordinator that holds the spool")
+        .with_class(ErrorClass::Transient)
+        .with_detail(format!(
+            "Spool {spool_id} is not in this coordinator's directory; the source keeps its WAL."
+        ))
+        .with_hint("Start the coordinator that has it, then stop this one: it takes over.")
+}
+
 impl Flow {
+    /// The same, but a spool that is elsewhere is said and not waited for: rows are copied
+    /// without the stream.
+    pub(super) async fn receive_or_wait(&mut self, context: &Context) -> Result<(), Report> {
+        match self.ensure_receiving(context).await {
+            Err(report) if report.reason == SPOOL_ELSEWHERE => {
+                let line = format!("{report}. {}", report.detail);
+                if self.shared().stream().receive_trouble != line {
+                    tracing::warn!(detail = %report.detail, "{report}");
+                }
+                self.shared().change_stream(|view| view.receive_trouble = line);
+                Ok(())
+            }
+            ended => ended,
+        }
+    }
+
     /// The receiver runs into the spool that the record names.
     pub(super) async fn ensure_receiving(&mut self, context: &Context) -> Result<(), Report> {
         if self.stream.as_ref().is_some_and(Stream::is_running) {
@@ -234,9 +264,22 @@ impl Flow {
         if let Some(stream) = self.stream.take() {
             stream.stop().await;
         }
-        let spool = Spool::open(&self.spool_dir(), super::provision::limit_of(context))
-            .map_err(|error| error.report())?;
         let recorded = self.record().stream.as_ref().map(|stream| stream.spool_id.clone());
+        let opened = Spool::open(&self.spool_dir(), super::provision::limit_of(context));
+        let is_ours = opened
+            .as_ref()
+            .is_ok_and(|spool| recorded.as_deref() == Some(spool.identity().spool_id.as_str()));
+        let is_elsewhere = match &opened {
+            Ok(_) => !is_ours,
+            Err(error) => matches!(error, spool::Error::Missing { .. }),
+        };
+        if is_elsewhere
+            && self.fleet.has_several()
+            && let Some(spool_id) = &recorded
+        {
+            return Err(elsewhere(spool_id));
+        }
+        let spool = opened.map_err(|error| error.report())?;
         if recorded.as_deref() != Some(spool.identity().spool_id.as_str()) {
             return Err(Report::definite(
                 "SPOOL_OTHER",

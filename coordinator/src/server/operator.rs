@@ -90,8 +90,7 @@ impl OperatorService for Operator {
         &self,
         _: Request<v1::ListMigrationsRequest>,
     ) -> Result<Response<v1::ListMigrationsResponse>, Status> {
-        let migrations =
-            self.registry.list().iter().map(|handle| handle.shared.migration()).collect();
+        let migrations = self.registry.shown().await?;
         Ok(Response::new(v1::ListMigrationsResponse { migrations }))
     }
 
@@ -99,7 +98,20 @@ impl OperatorService for Operator {
         &self,
         request: Request<v1::GetMigrationRequest>,
     ) -> Result<Response<v1::GetMigrationResponse>, Status> {
-        let handle = self.get(&request.into_inner().name)?;
+        let name = request.into_inner().name;
+        let handle = match self.registry.get(&name) {
+            Ok(handle) => handle,
+            Err(report) => {
+                // A standby reads.
+                let found = if self.registry.check_leading().is_ok() {
+                    None
+                } else {
+                    self.registry.shown().await?.into_iter().find(|one| one.name == name)
+                };
+                let migration = Some(found.ok_or(report)?);
+                return Ok(Response::new(v1::GetMigrationResponse { migration }));
+            }
+        };
         Ok(Response::new(v1::GetMigrationResponse { migration: shown(&handle) }))
     }
 

@@ -1,4 +1,4 @@
-//! WorkerService: what a worker asks.
+//! WorkerService: what a worker asks. A standby answers nothing of it, and names who leads.
 
 use crate::{fleet::HEARTBEAT, registry::Registry, verify::Board};
 use proto::{
@@ -47,6 +47,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::RegisterWorkerRequest>,
     ) -> Result<Response<v1::RegisterWorkerResponse>, Status> {
+        self.registry.check_leading()?;
         let request = request.into_inner();
         tracing::info!(worker = request.worker_id, host = request.host, "worker registered");
         self.registry.fleet.register(request);
@@ -58,6 +59,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
+        self.registry.check_leading()?;
         let request = request.into_inner();
         let known = self.registry.fleet.heard(&request);
         let mut response = v1::HeartbeatResponse {
@@ -79,6 +81,14 @@ impl WorkerService for Workers {
                 None => response.holds_unknown = true,
             }
         }
+        if !self.registry.is_confirmed() {
+            // Another may lead by now, and know better: nobody stops work on our word.
+            response.fenced.clear();
+            response.revoked.clear();
+            response.holds_unknown = true;
+        }
+        // What was read may have been cleared meanwhile.
+        self.registry.check_leading()?;
         Ok(Response::new(response))
     }
 
@@ -86,12 +96,17 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::LeaseTaskRequest>,
     ) -> Result<Response<v1::LeaseTaskResponse>, Status> {
+        self.registry.check_leading()?;
         let request = request.into_inner();
         let wait = Duration::from_millis(request.wait_ms.into()).min(LONGEST_WAIT);
         let stopping = self.registry.stopping();
         let asked_at = Instant::now();
         loop {
-            let task = self.next_task(&request.worker_id).await?;
+            self.registry.check_leading()?;
+            let task = match self.registry.is_confirmed() {
+                true => self.next_task(&request.worker_id).await?,
+                false => None,
+            };
             if task.is_some() || asked_at.elapsed() >= wait {
                 return Ok(Response::new(v1::LeaseTaskResponse { task }));
             }
@@ -108,6 +123,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::CompleteTaskRequest>,
     ) -> Result<Response<v1::CompleteTaskResponse>, Status> {
+        self.registry.check_leading()?;
         let request = request.into_inner();
         if Board::is_of(request.task_id) {
             if let Some(v1::complete_task_request::Result::Verify(result)) = request.result {
@@ -125,6 +141,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::ReleaseTaskRequest>,
     ) -> Result<Response<v1::ReleaseTaskResponse>, Status> {
+        self.registry.check_leading()?;
         let request = request.into_inner();
         if Board::is_of(request.task_id) {
             let cause = request.cause();

@@ -9,7 +9,9 @@
 //! answer was lost is resolved by the next comparison: the value that we sent, at a newer
 //! revision, is ours. That holds past the deadline too, for the next write of that key.
 //! Promise: of writers at one revision one wins; an etcd that does not answer is
-//! [`Error::Unusable`], within the deadline. No other file names `etcd_client`.
+//! [`Error::Unusable`], within the deadline. Nothing outside this module names `etcd_client`.
+
+pub mod election;
 
 use super::{Answer, Error, Revision, Store, Versioned};
 use etcd_client::{
@@ -102,7 +104,7 @@ impl Etcd {
         self.unheard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) async fn client(&self) -> Result<Client, EtcdError> {
+    async fn client(&self) -> Result<Client, EtcdError> {
         let mut slot = self.client.lock().await;
         if let Some(client) = &*slot {
             return Ok(client.clone());
