@@ -2,7 +2,13 @@
 //! with three.
 
 use coordinator::store::{
-    Error, Revision, Shared, Store, embedded::Embedded, etcd, etcd::Etcd as EtcdStore,
+    Error, Revision, Shared, Store,
+    embedded::Embedded,
+    etcd,
+    etcd::{
+        Etcd as EtcdStore,
+        election::{Campaign, Renewal, TTL},
+    },
 };
 use loadtest::cluster::{
     certificate::Authority,
@@ -257,4 +263,39 @@ async fn etcd_behind_tls_wants_the_right_certificates() {
     let other = Authority::new().unwrap();
     assert!(with(read(&other, "root.crt"), identity()).get("/k").await.is_err());
     assert!(with(read(&authority, "root.crt"), None).get("/k").await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_two_leads_until_it_resigns_or_falls_silent() {
+    let Some(server) = Etcd::start(&Options::default()).unwrap() else { return };
+    let of = || {
+        EtcdStore::new(etcd::Options {
+            endpoints: server.endpoints(),
+            prefix: "/skein/test".into(),
+            ..etcd::Options::default()
+        })
+    };
+    let (one, two) = (of(), of());
+    assert_eq!(one.leader().await.unwrap(), None);
+    let Campaign::Won { lease, .. } = one.campaign("https://one").await.unwrap() else {
+        panic!("nobody else campaigned")
+    };
+    let lost = two.campaign("https://two").await.unwrap();
+    assert_eq!(lost, Campaign::Lost { leader: "https://one".into() });
+    assert!(matches!(one.renew(lease).await.unwrap(), Renewal::Until(_)));
+    one.resign(lease).await;
+    assert_eq!(one.renew(lease).await.unwrap(), Renewal::Gone);
+
+    // Two takes over, and is never heard of again.
+    let Campaign::Won { lease, .. } = two.campaign("https://two").await.unwrap() else {
+        panic!("one resigned")
+    };
+    let silent_since = Instant::now();
+    while one.leader().await.unwrap().is_some() {
+        assert!(silent_since.elapsed() < DEADLINE);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(silent_since.elapsed() + Duration::from_secs(1) > TTL, "{silent_since:?}");
+    assert_eq!(two.renew(lease).await.unwrap(), Renewal::Gone);
+    assert!(matches!(one.campaign("https://one").await.unwrap(), Campaign::Won { .. }));
 }

@@ -158,3 +158,46 @@ fn a_killed_leader_is_followed_and_its_spool_is_waited_for() {
     let outcome = running.stop();
     cluster.scenario.assert_moved(&outcome);
 }
+
+#[test]
+fn a_leader_that_was_stopped_and_woken_stands_by_and_does_no_harm() {
+    let Some(mut cluster) = Cluster::start() else { return };
+    let running = cluster.scenario.under_load();
+    let (first, config) = (cluster.url(0), cluster.scenario.run.directory().join("skein.toml"));
+    let source = cluster.scenario.source.conninfo_at(cluster.scenario.proxy.port(), "shop");
+    let target = cluster.scenario.target.conninfo("shop");
+    let config = config.display().to_string();
+    let words = [
+        "migrate",
+        "--detach",
+        "--cutover",
+        "auto",
+        "--coordinator",
+        &first,
+        "--source",
+        &source,
+        "--target",
+        &target,
+        "--name",
+        NAME,
+        "--config",
+        &config,
+    ];
+    let created = cluster.scenario.run.finish("skein", &words, DEADLINE).unwrap();
+    assert_eq!(created.code(), Some(0), "{}", created.stderr);
+    let held = cluster.scenario.in_mid_copy();
+
+    let stopped = Instant::now();
+    cluster.coordinators[0].process.as_ref().unwrap().pause();
+    super::wait_for("the second one leads", || cluster.leads(1));
+    println!("leader stopped: the next leads {:.1} s later", stopped.elapsed().as_secs_f64());
+    cluster.coordinators[0].process.as_ref().unwrap().go_on();
+    super::wait_for("the woken one stands by", || !cluster.leads(0));
+    assert_eq!(cluster.skein(0, &["status", NAME]).code(), Some(0), "it answers reads");
+    drop(held);
+    cluster.stop(1);
+    super::wait_for("the first one leads again", || cluster.leads(0));
+    cluster.scenario.wait_for_phase(&["done"]);
+    let outcome = running.stop();
+    cluster.scenario.assert_moved(&outcome);
+}

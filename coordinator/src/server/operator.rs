@@ -237,6 +237,7 @@ impl OperatorService for Operator {
         &self,
         _: Request<v1::ListWorkersRequest>,
     ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        self.registry.check_leading()?;
         Ok(Response::new(v1::ListWorkersResponse { workers: self.registry.fleet.list() }))
     }
 }
